@@ -1,0 +1,179 @@
+"""Dataclasses to and from plain mappings, with every mistake reported at once.
+
+A strategy, a task and a run's options are frozen dataclasses. Their fields are the Python arguments,
+the command's flags, the keys of a YAML file and what is recorded beside a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from unspoken.errors import ConfigError, suggest
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON-ready values, in declaration order."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], *, aliases: Mapping[str, str] | None = None) -> T:
+    """Build a dataclass from a mapping.
+
+    Args:
+        cls: The dataclass.
+        values: Its fields; missing ones take their defaults.
+        aliases: Other names that are accepted, mapped to the fields they mean.
+
+    Raises:
+        ConfigError: All unknown keys (with suggestions), all wrong types, and whatever the class's own
+            validation finds, in one error.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    aliases = aliases or {}
+    problems: list[str] = []
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        name = aliases.get(key, key).replace("-", "_")
+        if name not in fields:
+            near = suggest(key, [*fields, *aliases])
+            meant = f" Did you mean {near!r}?" if near else ""
+            problems.append(f"Unknown field {key!r} of {cls.__name__}.{meant} Known: {', '.join(fields)}.")
+            continue
+        if name in given:
+            problems.append(f"{key!r} and another key both set {name!r} of {cls.__name__}.")
+        try:
+            given[name] = coerce(value, hints[name])
+        except ValueError as error:
+            problems.append(f"{cls.__name__}.{name}: {error}")
+    required = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in given
+    ]
+    problems += [f"{cls.__name__}.{name} is required." for name in required]
+    if not required:
+        # The class's own checks run on what could be read, so that all mistakes come at once.
+        try:
+            built = cls(**given)
+        except ConfigError as error:
+            problems += error.problems
+        else:
+            if not problems:
+                return built
+    raise ConfigError(problems)
+
+
+def coerce(value: Any, hint: Any) -> Any:
+    """Check a plain value against a type, widening int to float and lists to tuples.
+
+    Raises:
+        ValueError: If the value is not of that type; the message names both.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in args:
+            if option is not type(None):
+                try:
+                    return coerce(value, option)
+                except ValueError:
+                    continue
+    elif origin is Literal:
+        if value in args and not (isinstance(value, bool) and True not in args and False not in args):
+            return value
+        near = suggest(value, [str(a) for a in args]) if isinstance(value, str) else None
+        meant = f" (did you mean {near!r}?)" if near else ""
+        raise ValueError(f"must be one of {', '.join(map(repr, args))}, not {value!r}{meant}")
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            if len(args) == 2 and args[1] is Ellipsis:
+                return tuple(coerce(item, args[0]) for item in value)
+            if len(args) == len(value):
+                return tuple(coerce(item, a) for item, a in zip(value, args, strict=True))
+    elif origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise ValueError(f"must be {describe(hint)}, not {value!r}")
+
+
+def describe(hint: Any) -> str:
+    """A type in words for messages and help."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(map(str, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join("nothing" if a is type(None) else describe(a) for a in args)
+    if origin is tuple:
+        return "a list of " + describe(args[0])
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def fingerprint(values: Any) -> str:
+    """Sixteen hex digits that change when any of the plain values does."""
+    text = json.dumps(_plain(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML or JSON file that holds one mapping.
+
+    Raises:
+        ConfigError: If it cannot be read, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold a mapping of options, not a {type(loaded).__name__}.")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def save_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write a mapping as YAML, keys in the given order."""
+    import yaml
+
+    Path(path).write_text(yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
