@@ -7,10 +7,11 @@ budgets, forced text, events) is the loop's.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -135,7 +136,7 @@ class Feed:
         sampled_logprob: [n] under the law sampled from.
         trace: Further tensors: `entropy`, `end_prob`, `norm_ratio` [n]; `top_ids`, `top_probs`,
             `top_weights` [n, K]; a weight of 0 marks a candidate that was not fed.
-        closes: Phase to enter after this step, for each row (None: stay).
+        ends: Whether an end token among `token_ids` ends its row.
     """
 
     rows: list[int]
@@ -145,6 +146,7 @@ class Feed:
     logprob: Tensor | None = None
     sampled_logprob: Tensor | None = None
     trace: dict[str, Tensor] = field(default_factory=dict)
+    ends: bool = True
 
 
 @dataclass
@@ -175,8 +177,6 @@ class Strategy(ABC):
 
     aliases: ClassVar[dict[str, str]] = {}
     """Other names of fields, as the original code bases call them."""
-    needs_hidden: ClassVar[bool] = False
-    """Whether `next_input` gets hidden states (else None)."""
 
     def __post_init__(self) -> None:
         problems = self.problems()
@@ -197,7 +197,11 @@ class Strategy(ABC):
         return []
 
     def budget(self, request: Request) -> int:
-        """Most counted steps the row may take."""
+        """Most counted steps the row may take.
+
+        Raises:
+            ConfigError: If the strategy cannot work within it.
+        """
         return request.max_new_tokens
 
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
@@ -209,17 +213,66 @@ class Strategy(ABC):
         row.enter("answer")
 
     @abstractmethod
-    def next_input(self, logits: Tensor, hidden: Tensor | None, state: State) -> list[Feed]:
+    def next_input(self, logits: Tensor, hidden: Tensor, state: State) -> list[Feed]:
         """What the rows of the group read next.
 
         Args:
             logits: [n, V] float32, at each row's last position.
-            hidden: [n, D] the final hidden states there (after the last norm), if `needs_hidden`.
+            hidden: [n, D] the final hidden states there (after the last norm).
             state: The model and the rows.
 
         Returns:
-            Feeds that together cover every row exactly once.
+            Feeds that together cover every row exactly once, except rows that were given forced text
+            (`row.force`): the loop feeds that itself.
         """
 
     def observe(self, row: Row, token_id: int, text: str) -> None:
         """Called after each token of the row with the text it added, to change phase on what was said."""
+
+    def stream(
+        self,
+        lm: CausalLM,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+        batch_size: int = 8,
+        trace: Trace = "summary",
+        stop: Sequence[str] = (),
+        live: bool = True,
+    ) -> Iterator[Event]:
+        """Run this strategy on some prompts; rows are numbered from 0 and come interleaved.
+
+        Args:
+            lm: The model.
+            prompts: The prompts.
+            max_new_tokens: Most steps a row may take.
+            seed: Prompt i gets its own seed, derived from this one and i.
+            batch_size: Rows decoded at once.
+            trace: How much each step reports.
+            stop: Strings that end a row.
+            live: Report each step as soon as it is done, rather than in blocks.
+
+        Raises:
+            ConfigError: If the strategy does not fit the model or the budget.
+        """
+        from unspoken.decoding._loop import run
+
+        requests = [
+            Request(
+                prompt, self, id=i, max_new_tokens=max_new_tokens, seed=derive_seed(seed, i), stop=tuple(stop), trace=trace
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        problems = self.check(lm)
+        if problems:
+            raise ConfigError(problems)
+        for request in requests[:1]:
+            self.budget(request)
+        return run(lm, requests, batch_size=batch_size, live=live)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any parts, the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

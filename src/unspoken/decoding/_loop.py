@@ -1,0 +1,318 @@
+"""The one batched step loop.
+
+Requests come from an iterable; up to `batch_size` rows are live, and a finished row's place is taken by
+the next request at once. In each step the rows are grouped by strategy, each strategy says what its rows
+read next, and one forward serves them all. What the loop does comes out as `Event`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unspoken.decoding._base import Feed, Request, Row, State, Strategy
+from unspoken.decoding._sampling import token_logprob
+from unspoken.decoding._trace import Recorder
+from unspoken.errors import ConfigError, UnspokenError
+from unspoken.lm.decode import Decoder
+from unspoken.types import FORCED_KINDS, LATENT_KINDS, Done, Event, RowId, Usage
+
+if TYPE_CHECKING:
+    from unspoken.lm.model import CausalLM
+
+BLOCK_STEPS = 16
+"""Steps whose numbers cross to the host together when nobody watches live."""
+PADDING_ALLOWED = 1.2
+"""Prompts are prefilled together while padding adds at most this factor."""
+PREFILL_TOKENS = 8192
+
+
+def run(
+    lm: CausalLM, requests: Iterable[Request | None], *, batch_size: int = 8, live: bool = False
+) -> Iterator[Event]:
+    """Decode requests with continuous refill.
+
+    Args:
+        lm: The model.
+        requests: Where work comes from. `None` means that there is nothing at the moment: live rows go
+            on, and the iterable is asked again after the next step (or at once if no row is live, so it
+            should then block until it has something).
+        batch_size: Most rows at once.
+        live: Report each step as soon as it is done, rather than in blocks.
+
+    Yields:
+        Events of all rows, interleaved. A row that cannot be run ends with `Done(reason="error: ...")`
+        and does not disturb the others. Closing the iterator drops all live rows.
+
+    Raises:
+        ConfigError: If `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
+    return _Loop(lm, iter(requests), batch_size, live).events()
+
+
+@dataclass(eq=False)
+class _Counts:
+    """Work done for one row."""
+
+    tokens: int = 0
+    latent: int = 0
+    forced: int = 0
+    forwards: int = 0
+
+
+@dataclass(eq=False)
+class _Live:
+    """A row, its place among the others being its index in the cache."""
+
+    row: Row
+    counts: _Counts = field(default_factory=_Counts)
+
+
+class _Loop:
+    def __init__(self, lm: CausalLM, requests: Iterator[Request | None], batch_size: int, live: bool) -> None:
+        self.lm = lm
+        self.requests: Iterator[Request | None] | None = requests
+        self.batch_size = batch_size
+        self.block = 1 if live else BLOCK_STEPS
+        self.recorder = Recorder(lm)
+        self.live: list[_Live] = []
+        self.decoder = Decoder(lm, batch_size)
+        self.logits: Tensor | None = None  # [n, V] at each live row's last position
+        self.hidden: Tensor | None = None  # [n, D]
+        self.prompts: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # read by a live row
+
+    def events(self) -> Iterator[Event]:
+        since = 0
+        while self.requests is not None or self.live:
+            self._admit()
+            if self.live:
+                self._step()
+            since += 1
+            if since >= self.block or not self.live:
+                since = 0
+                yield from self.recorder.drain()
+        yield from self.recorder.drain()
+
+    # -- admission ------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Fill the free places from the source."""
+        new: list[Row] = []
+        while self.requests is not None and len(self.live) + len(new) < self.batch_size:
+            try:
+                request = next(self.requests)
+            except StopIteration:
+                self.requests = None
+                break
+            if request is None:
+                break
+            try:
+                new.append(self._make_row(request, {live.row.request.id for live in self.live}))
+            except UnspokenError as error:
+                self.recorder.done(request, Done(request.id, f"error: {error}", Usage()))
+        if new:
+            self._prefill(new)
+
+    def _make_row(self, request: Request, taken: set[RowId]) -> Row:
+        strategy = request.strategy
+        if request.id in taken:
+            raise ConfigError(f"A request with the id {request.id!r} is already live.")
+        problems = strategy.check(self.lm)
+        if problems:
+            raise ConfigError(problems)
+        ids = strategy.prompt_ids(self.lm, request.prompt)
+        limit = self.lm.max_positions
+        if limit is not None and len(ids) >= limit:
+            raise ConfigError(f"The prompt has {len(ids)} tokens, but the model's context holds {limit}.")
+        generator = torch.Generator().manual_seed(request.seed)
+        row = Row(request, ids, strategy.budget(request), generator)
+        strategy.begin(self.lm, row)
+        return row
+
+    def _prefill(self, new: list[Row]) -> None:
+        """Let new rows read their prompts: each distinct prompt once, of like lengths together."""
+        waiting = sorted({tuple(row.prompt_ids) for row in new} - set(self.prompts), key=len)
+        first: dict[tuple[int, ...], list[Row]] = {}
+        for row in new:
+            first.setdefault(tuple(row.prompt_ids), []).append(row)
+        while waiting:
+            count = _group(waiting)
+            group, waiting = waiting[:count], waiting[count:]
+            logits, hidden = self.decoder.prefill(group)
+            for i, prompt in enumerate(group):
+                state = (logits[i : i + 1], hidden[i : i + 1])
+                self.prompts[prompt] = state
+                self._join(first[prompt].pop(0), state)
+        for prompt, rows in first.items():
+            for row in rows:
+                source = next(i for i, live in enumerate(self.live) if tuple(live.row.prompt_ids) == prompt)
+                self.decoder.cache.fork(source, len(prompt))
+                self._join(row, self.prompts[prompt])
+
+    def _join(self, row: Row, state: tuple[Tensor, Tensor]) -> None:
+        logits, hidden = state
+        self.live.append(_Live(row, _Counts(forwards=1)))
+        self.recorder.open(row)
+        self.logits = logits if self.logits is None else torch.cat([self.logits, logits])
+        self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
+
+    # -- one step -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        ended: dict[int, str] = {}
+        for i, live in enumerate(self.live):
+            if live.row.request.cancelled:
+                ended[i] = "cancelled"
+            elif self.recorder.failed(live.row):
+                ended[i] = "error: the model gave logits that are not finite"
+        feeds = self._ask(ended)
+        n, device = len(self.live), self.lm.device
+        tokens = torch.zeros(n, dtype=torch.long, device=device)
+        vectors: list[tuple[list[int], Tensor]] = []
+        for feed in feeds:
+            if feed.token_ids is not None:
+                if len(feed.rows) == n and feed.rows == list(range(n)):
+                    tokens = feed.token_ids
+                else:
+                    tokens[feed.rows] = feed.token_ids
+            else:
+                assert feed.vectors is not None
+                vectors.append((feed.rows, feed.vectors))
+            self._advance(feed, ended)
+        for i in sorted(ended, reverse=True):
+            self._finish(i, ended[i])
+        if not self.live:
+            self.logits = self.hidden = None
+            return
+        if len(vectors) == 1 and len(vectors[0][0]) == n:
+            inputs = vectors[0][1]
+        else:
+            inputs = self.lm.embed(tokens)
+            for rows, values in vectors:
+                inputs[rows] = values
+        if ended:
+            inputs = inputs[self._kept(n, ended)]
+        for live in self.live:
+            live.counts.forwards += 1
+        self.logits, self.hidden = self.decoder.step(inputs)
+
+    @staticmethod
+    def _kept(n: int, ended: dict[int, str]) -> list[int]:
+        """Old places of the remaining rows: a dropped row's place is taken by the last one."""
+        places = list(range(n))
+        for i in sorted(ended, reverse=True):
+            places[i] = places[-1]
+            places.pop()
+        return places
+
+    def _ask(self, ended: dict[int, str]) -> list[Feed]:
+        """Feeds for all rows that have not ended, in terms of their places."""
+        assert self.logits is not None and self.hidden is not None
+        groups: dict[Strategy, list[int]] = {}
+        for i, live in enumerate(self.live):
+            if i not in ended and not live.row.forced:
+                groups.setdefault(live.row.request.strategy, []).append(i)
+        feeds = []
+        for strategy, places in groups.items():
+            everyone = len(places) == len(self.live)
+            state = State(self.lm, [self.live[i].row for i in places])
+            logits = self.logits if everyone else self.logits[places]
+            hidden = self.hidden if everyone else self.hidden[places]
+            try:
+                answers = strategy.next_input(logits, hidden, state)
+            except UnspokenError as error:
+                ended.update(dict.fromkeys(places, f"error: {error}"))
+                continue
+            for feed in answers:
+                feed.rows = [places[i] for i in feed.rows]
+                feeds.append(feed)
+        forced = [i for i, live in enumerate(self.live) if i not in ended and live.row.forced]
+        if forced:
+            ids = [self.live[i].row.forced.popleft() for i in forced]
+            chosen = torch.tensor(ids, device=self.lm.device)
+            feeds.append(
+                Feed(forced, "forced", chosen, logprob=token_logprob(self.logits[forced], chosen), ends=False)
+            )
+        return feeds
+
+    def _advance(self, feed: Feed, ended: dict[int, str]) -> None:
+        """Record one step of the feed's rows, and decide which of them it ends."""
+        ids = feed.token_ids.tolist() if feed.token_ids is not None else [None] * len(feed.rows)
+        phases = [self.live[i].row.phase for i in feed.rows]
+        texts = []
+        for i, token in zip(feed.rows, ids, strict=True):
+            live = self.live[i]
+            row, strategy = live.row, live.row.request.strategy
+            text = "" if token is None else self.recorder.text(row, token, feed.kind)
+            reason = self._account(live, feed, token, text)
+            if reason is not None:
+                ended[i] = reason
+                text += self.recorder.flush(row)
+            texts.append(text)
+            if feed.kind in FORCED_KINDS:
+                if not row.forced:
+                    row.enter(row.after_forced)
+            elif token is not None:
+                strategy.observe(row, token, text)
+        self.recorder.steps(feed, [self.live[i].row for i in feed.rows], phases, ids, texts)
+
+    def _account(self, live: _Live, feed: Feed, token: int | None, text: str) -> str | None:
+        """Count the step; returns why the row ends with it, if it does."""
+        row, counts = live.row, live.counts
+        row.steps += 1
+        row.phase_steps += 1
+        if feed.kind in FORCED_KINDS:
+            counts.forced += 1
+        else:
+            row.counted += 1
+            counts.latent += feed.kind in LATENT_KINDS
+            counts.tokens += feed.kind not in LATENT_KINDS
+        if token is not None and feed.ends and token in self.lm.eos_ids:
+            return "eos"
+        if row.phase == "answer" and row.request.stop and feed.kind == "token":
+            longest = max(map(len, row.request.stop))
+            tail = row.memory.get("stop_tail", "") + text
+            if any(s in tail for s in row.request.stop):
+                return "stop"
+            row.memory["stop_tail"] = tail[-longest:]
+        if row.counted >= row.budget and not row.forced:
+            return "length"
+        limit = self.lm.max_positions
+        if limit is not None and len(row.prompt_ids) + row.steps >= limit:
+            return "context"
+        return None
+
+    def _finish(self, place: int, reason: str) -> None:
+        """Report the end of a row and give its place to the last one."""
+        live = self.live[place]
+        row, counts = live.row, live.counts
+        self.decoder.cache.drop(place)
+        self.live[place] = self.live[-1]
+        self.live.pop()
+        prompt = tuple(row.prompt_ids)
+        if not any(tuple(other.row.prompt_ids) == prompt for other in self.live):
+            self.prompts.pop(prompt, None)
+        self.recorder.close(
+            row,
+            reason,
+            Usage(len(row.prompt_ids), counts.tokens, counts.latent, counts.forced, counts.forwards),
+        )
+
+
+def _group(prompts: list[tuple[int, ...]]) -> int:
+    """How many of the prompts (shortest first) to prefill together."""
+    total = 0
+    for i, prompt in enumerate(prompts):
+        total += len(prompt)
+        padded = (i + 1) * len(prompt)
+        if i and (padded > PADDING_ALLOWED * total or padded > PREFILL_TOKENS):
+            return i
+    return len(prompts)
+

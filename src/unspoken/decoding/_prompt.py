@@ -1,0 +1,65 @@
+"""The thinking block: opening it in a prompt, and noticing in generated text where it opens and closes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from unspoken.decoding._base import Prompt, Row
+from unspoken.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unspoken.lm.model import CausalLM
+
+OPEN, CLOSE = "<think>", "</think>"
+
+ThinkOpen = Literal["none", "assistant_prefix", "user_suffix"]
+
+
+def with_opener(lm: CausalLM, prompt: Prompt, think_open: ThinkOpen) -> list[int]:
+    """The ids of a prompt, with `<think>` added where `think_open` says.
+
+    A template that already opens the block gets no second opener. Token ids are used as they are.
+
+    Raises:
+        ConfigError: If the prompt is empty.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    is_chat = len(prompt) > 0 and isinstance(prompt[0], dict)
+    if is_chat and think_open == "user_suffix":
+        *before, last = prompt
+        assert isinstance(last, dict)
+        prompt = [*before, {**last, "content": f"{last['content']}\n{OPEN}"}]  # type: ignore[list-item]
+    ids = lm.tokens.encode_prompt(prompt)
+    if not ids:
+        raise ConfigError("The prompt is empty.", 'Type a question, for example: "What is 17 * 23?"')
+    if is_chat and think_open == "assistant_prefix" and not opens_think(lm, ids):
+        ids = ids + lm.tokens.encode(OPEN)
+    return ids
+
+
+def opens_think(lm: CausalLM, prompt_ids: list[int]) -> bool:
+    """Whether the prompt ends inside a thinking block that it has just opened."""
+    return lm.tokens.decode(prompt_ids[-8:]).rstrip().endswith(OPEN)
+
+
+def follow_markers(row: Row, text: str) -> None:
+    """Change the row's phase where its own text opens or closes a thinking block.
+
+    A marker may span several tokens, so the tail of the text is kept; the step that completes a marker
+    belongs to the block.
+    """
+    if not text:
+        return
+    tail = (row.memory.get("tail", "") + text)[-64:]
+    row.memory["tail"] = tail
+    if row.phase == "answer" and row.memory.get("may_open", True):
+        stripped = tail.lstrip()
+        if stripped.startswith(OPEN):
+            row.memory["tail"] = ""
+            row.enter("think")
+        elif not OPEN.startswith(stripped[: len(OPEN)]):
+            row.memory["may_open"] = False  # only the very start of a reply opens a block
+    if row.phase == "think" and CLOSE in tail:
+        row.memory["tail"], row.memory["may_open"] = "", False
+        row.enter("answer")
