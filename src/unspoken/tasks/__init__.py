@@ -1,0 +1,1 @@
+"""Benchmarks: one file each, with examples, prompts and grades. No torch, no model."""
