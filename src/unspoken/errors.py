@@ -53,6 +53,10 @@ class MissingExtraError(UnspokenError):
     """An optional package is needed and not installed."""
 
 
+class ModelError(UnspokenError):
+    """A model that cannot be loaded, or whose parts cannot be found and proven."""
+
+
 class DataError(UnspokenError):
     """A data file or data set that cannot be used."""
 

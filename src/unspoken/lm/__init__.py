@@ -1,0 +1,1 @@
+"""Models: loading, anatomy, tokens, caches. The only room that touches transformers' insides."""
