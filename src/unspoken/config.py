@@ -6,9 +6,14 @@ the command's flags, the keys of a YAML file and what is recorded beside a resul
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
+import inspect
+import itertools
 import json
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
@@ -71,6 +76,46 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, aliases: Mapping[str, 
             if not problems:
                 return built
     raise ConfigError(problems)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """What each field of a dataclass means, on one line: the help texts of flags and form controls.
+
+    Read from the `Attributes:` section of the class's docstring and from docstrings under the fields; fields
+    of base classes are included, and fields without a text are left out.
+    """
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs.update(_attribute_section(base))
+            docs.update(_docs_under_fields(base))
+    return docs
+
+
+def _attribute_section(cls: type) -> dict[str, str]:
+    section = re.search(r"^Attributes:\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE)
+    if section is None:
+        return {}
+    entries = re.split(r"^(\w+):", textwrap.dedent(section[1]), flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+
+
+def _docs_under_fields(cls: type) -> dict[str, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # made at run time: it has no source
+        return {}
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        line.target.id: " ".join(below.value.value.split())
+        for line, below in itertools.pairwise(definition.body)
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
 
 
 def coerce(value: Any, hint: Any) -> Any:

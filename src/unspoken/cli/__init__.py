@@ -1,0 +1,1 @@
+"""The `unspoken` command. Nothing here imports torch until a command needs a model."""

@@ -223,7 +223,8 @@ class Strategy(ABC):
 
         Returns:
             Feeds that together cover every row exactly once, except rows that were given forced text
-            (`row.force`): the loop feeds that itself.
+            (`row.force`), which the loop feeds itself, and rows whose budget the strategy has just
+            declared used up (`row.counted`), which the loop ends.
         """
 
     def observe(self, row: Row, token_id: int, text: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unspoken.decoding._base import Feed, Request, Row, State, Strategy
 from unspoken.decoding._sampling import token_logprob
-from unspoken.decoding._trace import Recorder
+from unspoken.decoding._trace import NOT_FINITE, Recorder
 from unspoken.errors import ConfigError, UnspokenError
 from unspoken.lm.decode import Decoder
 from unspoken.types import FORCED_KINDS, LATENT_KINDS, Done, Event, RowId, Usage
@@ -113,7 +113,8 @@ class _Loop:
             if request is None:
                 break
             try:
-                new.append(self._make_row(request, {live.row.request.id for live in self.live}))
+                taken = {row.request.id for row in [*new, *(live.row for live in self.live)]}
+                new.append(self._make_row(request, taken))
             except UnspokenError as error:
                 self.recorder.done(request, Done(request.id, f"error: {error}", Usage()))
         if new:
@@ -171,7 +172,7 @@ class _Loop:
             if live.row.request.cancelled:
                 ended[i] = "cancelled"
             elif self.recorder.failed(live.row):
-                ended[i] = "error: the model gave logits that are not finite"
+                ended[i] = NOT_FINITE
         feeds = self._ask(ended)
         n, device = len(self.live), self.lm.device
         tokens = torch.zeros(n, dtype=torch.long, device=device)
@@ -191,7 +192,7 @@ class _Loop:
         if not self.live:
             self.logits = self.hidden = None
             return
-        if len(vectors) == 1 and len(vectors[0][0]) == n:
+        if len(vectors) == 1 and vectors[0][0] == list(range(n)):
             inputs = vectors[0][1]
         else:
             inputs = self.lm.embed(tokens)
@@ -233,6 +234,10 @@ class _Loop:
             for feed in answers:
                 feed.rows = [places[i] for i in feed.rows]
                 feeds.append(feed)
+            for i in places:
+                row = self.live[i].row
+                if row.counted >= row.budget and not row.forced:
+                    ended[i] = "length"
         forced = [i for i, live in enumerate(self.live) if i not in ended and live.row.forced]
         if forced:
             ids = [self.live[i].row.forced.popleft() for i in forced]
@@ -247,7 +252,7 @@ class _Loop:
         ids = feed.token_ids.tolist() if feed.token_ids is not None else [None] * len(feed.rows)
         phases = [self.live[i].row.phase for i in feed.rows]
         texts = []
-        for i, token in zip(feed.rows, ids, strict=True):
+        for j, (i, token) in enumerate(zip(feed.rows, ids, strict=True)):
             live = self.live[i]
             row, strategy = live.row, live.row.request.strategy
             text = "" if token is None else self.recorder.text(row, token, feed.kind)
@@ -261,6 +266,8 @@ class _Loop:
                     row.enter(row.after_forced)
             elif token is not None:
                 strategy.observe(row, token, text)
+                if row.phase == "think":
+                    phases[j] = "think"  # the step that opens a thinking block belongs to it
         self.recorder.steps(feed, [self.live[i].row for i in feed.rows], phases, ids, texts)
 
     def _account(self, live: _Live, feed: Feed, token: int | None, text: str) -> str | None:

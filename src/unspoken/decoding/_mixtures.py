@@ -46,7 +46,7 @@ def weights(mixture: str, probs: Tensor, *, alpha: float, draw: Callable[[], Seq
         u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in draw()]).to(q.device)
         # The last candidate with any mass bounds the place, whatever rounding does to the cumulative sum.
         place = torch.searchsorted(q.double().cumsum(-1), u[:, None], right=True)
-        place = torch.minimum(place, alive.sum(-1, keepdim=True) - 1)
+        place = torch.minimum(place, (alive.sum(-1, keepdim=True) - 1).clamp(min=0))
         return torch.zeros_like(q).scatter_(-1, place, 1.0)
     assert mixture == "dirichlet", mixture
     return dirichlet(q, alpha, draw())
@@ -63,9 +63,12 @@ def dirichlet(q: Tensor, alpha: float, generators: Sequence[torch.Generator]) ->
         alive = concentration[row] > 0
         shape = concentration[row][alive].clamp(min=_LEAST_CONCENTRATION)
         drawn[row, alive] = torch._standard_gamma(shape, generator=generator)
+    # torch gives the least normal number where a draw underflows; all of them alike would be an even mixture.
+    least = torch.finfo(torch.float64).tiny
+    drawn = torch.where(drawn > least, drawn, 0.0)
     total = drawn.sum(-1, keepdim=True)
     one_hot = torch.zeros_like(drawn).scatter_(-1, concentration.argmax(-1, keepdim=True), 1.0)
-    result = torch.where(total > 0, drawn / total.clamp(min=torch.finfo(torch.float64).tiny), one_hot)
+    result = torch.where(total > 0, drawn / total.clamp(min=least), one_hot)
     return result.to(device=q.device, dtype=q.dtype)
 
 

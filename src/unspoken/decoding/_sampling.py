@@ -133,7 +133,8 @@ def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
     inside = blocks[torch.arange(rows, device=probs.device), block].double()
     # The remainder of the uniform number, rescaled to the block, picks the token within it.
     rest = (uniform * mass.sum(-1) - before) / inside.sum(-1)
-    return block * _BLOCK + _invert_flat(inside, rest.clamp(0.0, 1.0 - 1e-15))
+    place = block * _BLOCK + _invert_flat(inside, rest.clamp(0.0, 1.0 - 1e-15))
+    return place.clamp(max=width - 1)  # NaN points into the padding; the row ends by its log-probability
 
 
 def _invert_flat(mass: Tensor, uniform: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCALARS = ("logprob", "sampled_logprob", "entropy", "end_prob", "norm_ratio")
 _SUMMARY = _SCALARS[2:]
+NOT_FINITE = "error: the model gave logits that are not finite"
 _TOPS = ("top_ids", "top_probs", "top_weights")
 
 
@@ -90,7 +91,6 @@ class Recorder:
     def close(self, row: Row, reason: str, usage: Usage) -> None:
         """The row is over."""
         self._streams.pop(row, None)
-        self._failed.discard(row)
         self._notes(row)
         usage = replace(usage, seconds=time.perf_counter() - row.started)
         self.done(row.request, Done(row.request.id, reason, usage))
@@ -118,10 +118,18 @@ class Recorder:
                         row.request.sink(step)
             else:
                 request, event = item
+                if isinstance(event, Done):
+                    event = self._judged(request, event)
                 events.append(event)
                 if request.sink is not None:
                     request.sink(event)
         return events
+
+    def _judged(self, request: Request, done: Done) -> Done:
+        """The end of a row, an error if its numbers were not finite: a short row may end before they are seen."""
+        failed = [row for row in self._failed if row.request is request]
+        self._failed.difference_update(failed)
+        return replace(done, reason=NOT_FINITE) if failed else done
 
     def _complete(self, block: _Block, i: int, values: list[float]) -> Step:
         """A step with the numbers its row asked for."""

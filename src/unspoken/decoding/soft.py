@@ -149,7 +149,7 @@ class SoftThinking(Strategy):
         think = [i for i in think if state.rows[i].phase == "think"]
         if think:
             feeds += self._think(_pick(logits, think), think, state)
-        answer = [i for i, row in enumerate(state.rows) if row.phase == "answer"]
+        answer = [i for i, row in enumerate(state.rows) if row.phase == "answer" and row.counted < row.budget]
         if answer:
             temperature = self.temperature if self.temperature2 is None else self.temperature2
             sampler = Sampler(temperature, self.top_k2, self.top_p2, self.min_p2)

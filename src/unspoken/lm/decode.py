@@ -85,7 +85,10 @@ class StepMode:
         self._model = model
         self.ragged = bool(getattr(model, "_supports_attention_backend", False))
         on_cpu = next(model.parameters()).device.type == "cpu"
-        self._linears = [m for m in model.modules() if type(m) is nn.Linear] if on_cpu else []
+        # A layer whose forward somebody has replaced (accelerate does, to place it on a device) is left alone.
+        self._linears = [
+            m for m in model.modules() if on_cpu and type(m) is nn.Linear and "forward" not in m.__dict__
+        ]
         self._swapped: list[Callable[[Tensor], Tensor]] = [_swapped_forward(m) for m in self._linears]
 
     @contextmanager

@@ -1,0 +1,345 @@
+"""From words to dataclasses: one flat set of flags made of a command's options and the classes it names.
+
+Parsing has two stages. The first takes the names that lead a command line (`eval gsm8k soft`) and the `-c`
+file; only the classes named are then imported, and the second stage parses the flags of all of them at
+once. Values of the file are defaults, flags override them. What is wrong with any of them is reported in
+one error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from unspoken.config import coerce, field_docs, from_dict, load_yaml
+from unspoken.discovery import STRATEGIES, TASKS, Registry
+from unspoken.errors import ConfigError, suggest
+
+REGISTRIES: dict[str, Registry] = {"strategy": STRATEGIES, "task": TASKS}
+HELP_FLAGS = ("-h", "--help")
+LONGEST_METAVAR = 60
+
+
+@dataclass
+class Line:
+    """A command line after the first stage.
+
+    Attributes:
+        prog: What the usage line starts with, such as `unspoken eval`.
+        names: Names given, by kind (`task`, `strategy`).
+        words: The rest, for the second stage.
+        file: Values of the `-c` file that are not names.
+        wants_help: Whether `-h` or `--help` is among the words.
+    """
+
+    prog: str
+    names: dict[str, str]
+    words: list[str]
+    file: dict[str, Any] = field(default_factory=dict)
+    wants_help: bool = False
+
+
+def option(
+    default: Any = dataclasses.MISSING, *, flag: str | None = None, positional: str | None = None
+) -> Any:
+    """A field of a command's options.
+
+    Args:
+        default: Its default; without one it is required.
+        flag: A short flag, such as `-m`.
+        positional: The name shown in the usage line, for an argument that has no flag.
+    """
+    metadata = {"flag": flag, "positional": positional}
+    return (
+        field(metadata=metadata)
+        if default is dataclasses.MISSING
+        else field(default=default, metadata=metadata)
+    )
+
+
+def first_stage(command: str, words: Sequence[str], kinds: Sequence[str] = ()) -> Line:
+    """Take the `-c` file and the leading names off a command line.
+
+    Args:
+        command: The command's name.
+        words: What follows it.
+        kinds: The kinds of names it starts with, in order.
+
+    Raises:
+        ConfigError: If the file cannot be used, or is for another command.
+    """
+    rest, file = take_file(words)
+    stated = file.pop("command", command)
+    if stated != command:
+        raise ConfigError(
+            f"The -c file is for the command {stated!r}, not {command!r}.", f"Run: unspoken {stated} -c FILE"
+        )
+    names = {kind: str(file.pop(kind)) for kind in kinds if kind in file}
+    rest, chosen = _take_value(rest, "-s", None) if "strategy" in kinds else (rest, None)
+    if chosen is not None:
+        names["strategy"] = chosen
+    leading = _leading(rest)
+    for kind in kinds:
+        if kind == "strategy" and chosen is not None:
+            continue
+        # A name that the file gives is replaced only by another name: the word may be a prompt.
+        if leading and (kind not in names or _is_name(kind, leading[0])):
+            names[kind], rest = leading.pop(0), rest[1:]
+    return Line(f"unspoken {command}", names, rest, file, any(word in HELP_FLAGS for word in rest))
+
+
+def require_names(line: Line, kinds: Sequence[str], usage: str) -> None:
+    """Refuse a line that lacks one of the names it must start with."""
+    problems = [
+        f"No {kind} given. Known: {', '.join(REGISTRIES[kind].names())}."
+        for kind in kinds
+        if kind not in line.names
+    ]
+    if problems:
+        raise ConfigError(problems, f"Names come first: {line.prog} {usage}")
+
+
+def name_lists(kinds: Sequence[str]) -> str:
+    """The known names of these kinds with their summaries, for the help."""
+    blocks = []
+    for kind in kinds:
+        registry = REGISTRIES[kind]
+        width = max((len(name) for name in registry.names()), default=0)
+        rows = [f"  {name:<{width}}  {registry.summary(name)}" for name in registry.names()]
+        blocks.append("\n".join([registry.plural.capitalize() + ":", *rows]))
+    return "\n\n".join(blocks)
+
+
+def take_file(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `-c FILE` or `--config FILE` off the words and read it; keys are written with underscores."""
+    rest, path = _take_value(words, "-c", "--config")
+    if path is None:
+        return rest, {}
+    return rest, {key.replace("-", "_"): value for key, value in load_yaml(path).items()}
+
+
+def _take_value(words: Sequence[str], short: str, long: str | None) -> tuple[list[str], str | None]:
+    rest: list[str] = []
+    value: str | None = None
+    pending = iter(words)
+    for word in pending:
+        if word == short or (long is not None and word == long):
+            value = next(pending, None)
+            if value is None:
+                raise ConfigError(f"{word} needs a value.", f"Write: {word} VALUE")
+        elif long is not None and word.startswith(long + "="):
+            value = word[len(long) + 1 :]
+        else:
+            rest.append(word)
+    return rest, value
+
+
+def _leading(words: Sequence[str]) -> list[str]:
+    leading = []
+    for word in words:
+        if word.startswith("-") and word != "-":
+            break
+        leading.append(word)
+    return leading
+
+
+def _is_name(kind: str, word: str) -> bool:
+    return word.endswith(".py") or word in REGISTRIES[kind].names()
+
+
+@dataclass
+class Part:
+    """A dataclass whose fields become flags.
+
+    Attributes:
+        cls: The dataclass.
+        title: What its flags are grouped under in the help; empty for the command's own options.
+        aliases: Other names of its fields, or of fields of the parts it is parsed with.
+    """
+
+    cls: type[Any]
+    title: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+def named_part(kind: str, name: str) -> Part:
+    """The part for a strategy or a task.
+
+    Raises:
+        UnknownNameError: With the nearest known name.
+    """
+    cls = REGISTRIES[kind].find(name)
+    return Part(cls, f"{kind} {name}", cls.aliases)
+
+
+def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[Any]:
+    """Parse the flags of all parts at once and build one instance of each.
+
+    Raises:
+        ConfigError: With everything that is wrong.
+        SystemExit: After printing help, or for an argument that is missing or cannot be read (code 2).
+    """
+    import tyro
+
+    _refuse_clashes(parts)
+    parts = _with_placed_aliases(parts)
+    _refuse_unknown_flags(line, parts)
+    defaults, problems = _file_defaults(line.file, parts)
+    fields: list[Any] = []
+    for index, part in enumerate(parts):
+        mirror = _mirror_fields(part, defaults[index])
+        if part.title:
+            nested = dataclasses.make_dataclass(part.cls.__name__, mirror, kw_only=True)
+            summary = (part.cls.__doc__ or "").strip().split("\n")[0]
+            fields.append((f"part{index}", Annotated[nested, tyro.conf.arg(name=part.title, help=summary)]))
+        else:
+            fields += mirror
+    flat = dataclasses.make_dataclass("Flags", fields, kw_only=True)
+    parsed: Any
+    parsed, unknown = tyro.cli(
+        flat,
+        prog=line.prog,
+        description=f"{description}\n\n-c FILE.yaml gives defaults for all options.",
+        args=line.words,
+        config=(tyro.conf.OmitArgPrefixes,),
+        return_unknown_args=True,
+    )
+    if unknown:
+        given = " ".join(unknown)
+        problems.append(f"Too many arguments: {given!r} is left over (put text with spaces in quotes).")
+    built = []
+    for index, part in enumerate(parts):
+        source = getattr(parsed, f"part{index}") if part.title else parsed
+        values = {f.name: getattr(source, f.name) for f in dataclasses.fields(part.cls) if f.init}
+        try:
+            built.append(from_dict(part.cls, values))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems, f"Run: {line.prog} --help")
+    return built
+
+
+def _refuse_clashes(parts: Sequence[Part]) -> None:
+    owner: dict[str, str] = {}
+    for part in parts:
+        for f in dataclasses.fields(part.cls):
+            if f.name in owner:
+                raise ConfigError(
+                    f"The field {f.name!r} of {part.title} is also a field of {owner[f.name]}; rename one of them."
+                )
+            owner[f.name] = part.title or "the command"
+
+
+def _with_placed_aliases(parts: Sequence[Part]) -> list[Part]:
+    """The parts, each alias moved to the part that has its field: a strategy may rename a command's option."""
+    placed = [Part(part.cls, part.title) for part in parts]
+    for part in parts:
+        for alias, name in part.aliases.items():
+            for owner in placed:
+                if any(f.name == name for f in dataclasses.fields(owner.cls)):
+                    owner.aliases = {**owner.aliases, alias: name}
+    return placed
+
+
+def _file_defaults(
+    values: Mapping[str, Any], parts: Sequence[Part]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Give each value of the file to the part that has the field."""
+    defaults: list[dict[str, Any]] = [{} for _ in parts]
+    problems: list[str] = []
+    hints = [typing.get_type_hints(part.cls) for part in parts]
+    known = _known_names(parts)
+    for key, value in values.items():
+        for index, part in enumerate(parts):
+            name = part.aliases.get(key, key)
+            if any(f.name == name and f.init for f in dataclasses.fields(part.cls)):
+                try:
+                    defaults[index][name] = coerce(value, hints[index][name])
+                except ValueError as error:
+                    problems.append(f"{key} in the -c file {error}")
+                break
+        else:
+            near = suggest(key, known)
+            meant = f" Did you mean {near!r}?" if near else f" Known: {', '.join(sorted(known))}."
+            problems.append(f"Unknown key {key!r} in the -c file.{meant}")
+    return defaults, problems
+
+
+def _mirror_fields(part: Part, defaults: Mapping[str, Any]) -> list[Any]:
+    """The part's fields for a dataclass without its checks, which would see the file's values too early."""
+    docs = field_docs(part.cls)
+    hints = typing.get_type_hints(part.cls)
+    mirror: list[Any] = []
+    for f in dataclasses.fields(part.cls):
+        if f.init:
+            default = defaults.get(f.name, _default(f))
+            hint = _annotated(part, f, hints[f.name], docs.get(f.name, ""), default)
+            given = (
+                dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
+            )
+            mirror.append((f.name, hint, given))
+    return mirror
+
+
+def _annotated(part: Part, f: dataclasses.Field[Any], hint: Any, doc: str, default: Any) -> Any:
+    """The type of a field with all that its help shows."""
+    import tyro
+
+    metavar = f.metadata.get("positional")
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    some = [a for a in typing.get_args(hint) if a is not type(None)] if not choices else []
+    if choices and all(isinstance(choice, str) for choice in choices):
+        # As text, so that a wrong choice is reported with the others, and with a suggestion.
+        hint, metavar = str, "{" + ",".join(choices) + "}"
+        if len(metavar) > LONGEST_METAVAR:
+            metavar, doc = "NAME", f"{doc} One of: {', '.join(choices)}."
+    elif (
+        metavar is None
+        and len(some) == 1
+        and some[0] in (int, float, str)
+        and type(None) in typing.get_args(hint)
+    ):
+        metavar = some[0].__name__.upper()
+    flags = ["--" + alias.replace("_", "-") for alias, name in part.aliases.items() if name == f.name]
+    if f.metadata.get("flag"):
+        flags.append(f.metadata["flag"])
+    unset = default is None or (default is False and not part.title)
+    marks: list[Any] = [
+        tyro.conf.arg(
+            help=doc, metavar=metavar, aliases=flags or None, help_behavior_hint="" if unset else None
+        )
+    ]
+    if f.metadata.get("positional"):
+        marks.append(tyro.conf.Positional)
+    elif not part.title:
+        marks.append(tyro.conf.FlagCreatePairsOff)  # `--quiet`, and no `--no-quiet`
+    return Annotated[hint, *marks]
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def _known_names(parts: Sequence[Part]) -> list[str]:
+    names = [f.name for part in parts for f in dataclasses.fields(part.cls) if f.init]
+    return names + [alias for part in parts for alias in part.aliases]
+
+
+def _refuse_unknown_flags(line: Line, parts: Sequence[Part]) -> None:
+    """Name unknown flags before anything else: what follows them would be misread."""
+    known = {name.replace("_", "-") for name in _known_names(parts)}
+    problems = []
+    for word in line.words:
+        name = word[2:].partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or not name or " " in name or name == "help":
+            continue
+        if name not in known and name.removeprefix("no-") not in known:
+            near = suggest(name, known)
+            meant = f" Did you mean {'--' + near!r}?" if near else ""
+            problems.append(f"Unknown option {word.partition('=')[0]!r}.{meant}")
+    if problems:
+        raise ConfigError(problems, f"Run: {line.prog} --help")

@@ -1,0 +1,356 @@
+"""Every command from end to end, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unspoken import load_run
+from unspoken.cli.main import main
+from unspoken.types import event_from_dict, fold
+
+Folder = Callable[[str], Path]
+SMALL = ["--max-new-tokens", "12", "--T_e", "4"]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two finished evaluations of the same six problems."""
+    root = tmp_path_factory.mktemp("runs")
+    common = ["-m", str(tiny_folder("llama")), "--n", "6", "--level", "0", "--max-new-tokens", "12"]
+    assert main(["eval", "arithmetic", "cot", *common, "-o", str(root / "cot")]) == 0
+    soft = ["--T_e", "4", "--strategy", "uniform", "--trace", "full"]
+    assert main(["eval", "arithmetic", "soft", *common, *soft, "-o", str(root / "soft")]) == 0
+    return root / "cot", root / "soft"
+
+
+class TestGenerate:
+    """`unspoken generate`."""
+
+    def test_plain_text_on_stdout_and_usage_on_stderr(
+        self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = [
+            "generate",
+            "cot",
+            "hi",
+            "-m",
+            str(tiny_folder("llama")),
+            "--max-new-tokens",
+            "6",
+            "--seed",
+            "3",
+        ]
+        assert main(words) == 0
+        first = capsys.readouterr()
+        assert first.out.endswith("\n")
+        assert "6 tokens" in first.err
+        assert main([*words, "--quiet"]) == 0
+        again = capsys.readouterr()
+        assert (again.out, again.err) == (first.out, "")
+
+    def test_json_lines_fold_to_the_text(
+        self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["generate", "soft", "hi", "-m", str(tiny_folder("qwen3")), *SMALL, "--k", "3", "--quiet"]
+        assert main(words) == 0
+        text = capsys.readouterr().out
+        assert main([*words, "--json"]) == 0
+        events = [event_from_dict(json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+        (generation,) = fold(events).values()
+        assert generation.usage.latent_steps > 0
+        assert generation.text.rstrip("\n") + "\n" == text
+
+    def test_prompt_from_standard_input_and_system_message(
+        self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import io
+
+        common = ["-m", str(tiny_folder("llama")), "--max-new-tokens", "6", "--temperature", "0", "--quiet"]
+        assert main(["generate", "cot", "What is 2 + 3?", *common]) == 0
+        direct = capsys.readouterr().out
+        monkeypatch.setattr(sys, "stdin", io.StringIO("What is 2 + 3?\n"))
+        assert main(["generate", "cot", "-", *common]) == 0
+        assert capsys.readouterr().out == direct
+        assert main(["generate", "cot", "What is 2 + 3?", *common, "--system", "Be brief."]) == 0
+        assert capsys.readouterr().out != direct
+
+    def test_own_strategy_file_and_options_file(
+        self, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        own = tmp_path / "mine.py"
+        own.write_text(
+            "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+            "from unspoken.decoding.cot import ChainOfThought\n\n\n@dataclass(frozen=True)\n"
+            "class Mine(ChainOfThought):\n    heat: float = 0.0\n",
+            encoding="utf-8",
+        )
+        file = tmp_path / "options.yaml"
+        file.write_text(
+            f"model: {tiny_folder('llama')}\nmax_new_tokens: 5\nheat: 0.5\nquiet: true\n", encoding="utf-8"
+        )
+        assert main(["generate", str(own), "hi", "-c", str(file)]) == 0
+        assert main(["generate", "-s", str(own), "hi", "-c", str(file), "--heat", "0.7"]) == 0
+        assert main(["generate", str(own), "hi", "-c", str(file), "--haet", "0.7"]) == 2
+        assert "Did you mean '--heat'?" in capsys.readouterr().err
+
+    def test_prompt_longer_than_the_context(
+        self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["generate", "cot", "apple " * 600, "-m", str(tiny_folder("gpt2"))]) in (1, 2)
+        err = capsys.readouterr().err
+        assert err.startswith("error: ")
+        assert "512" in err
+
+    def test_k_above_the_vocabulary(self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["generate", "soft", "hi", "-m", str(tiny_folder("llama")), "--k", "100000"]) == 2
+        assert "vocabulary" in capsys.readouterr().err
+
+    def test_model_that_does_not_exist(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["generate", "cot", "hi", "-m", "./no-such-model"]) in (1, 2)
+        assert "no-such-model" in capsys.readouterr().err
+
+
+class TestEval:
+    """`unspoken eval`."""
+
+    def test_results_and_next_step(self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+        run = load_run(runs[1])
+        assert len(run.rows) == 6
+        assert run.config["strategy"]["mixture"] == "uniform"
+        assert run.config["task"]["level"] == 0
+
+    def test_the_same_command_again_changes_nothing(
+        self, tiny_folder: Folder, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = (runs[0] / "rows.jsonl").read_bytes()
+        common = ["-m", str(tiny_folder("llama")), "--n", "6", "--level", "0", "--max-new-tokens", "12"]
+        assert main(["eval", "arithmetic", "cot", *common, "-o", str(runs[0])]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""  # no running line where there is no terminal
+        assert "accuracy" in out
+        assert f"unspoken show {runs[0]}" in out
+        assert (runs[0] / "rows.jsonl").read_bytes() == before
+
+    def test_another_configuration_is_refused_unless_forced(
+        self, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = [
+            "eval",
+            "arithmetic",
+            "cot",
+            "-m",
+            str(tiny_folder("llama")),
+            "--n",
+            "2",
+            "-o",
+            str(tmp_path / "run"),
+        ]
+        assert main([*words, "--max-new-tokens", "4"]) == 0
+        assert main([*words, "--max-new-tokens", "5"]) == 2
+        assert "--force" in capsys.readouterr().err
+        assert main([*words, "--max-new-tokens", "5", "--force"]) == 0
+
+    def test_default_folder_is_named_after_the_configuration(
+        self, tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        words = [
+            "eval",
+            "arithmetic",
+            "cot",
+            "-m",
+            str(tiny_folder("llama")),
+            "--n",
+            "3",
+            "--max-new-tokens",
+            "4",
+        ]
+        assert main([*words, "--num_examples", "2"]) == 0
+        assert main([*words, "--limit", "3"]) == 0
+        (folder,) = (tmp_path / "results").iterdir()  # a larger limit goes on in the same folder
+        assert folder.name.startswith("arithmetic-cot-")
+        assert len(load_run(folder).rows) == 3
+        assert main([*words, "--temperature", "0.9"]) == 0
+        assert len(list((tmp_path / "results").iterdir())) == 2
+
+    def test_impossible_extent(self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+        words = [
+            "eval",
+            "arithmetic",
+            "cot",
+            "-m",
+            str(tiny_folder("llama")),
+            "--samples",
+            "0",
+            "--shard",
+            "4/4",
+        ]
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "samples must be at least 1" in err
+        assert "shard must be" in err
+
+    def test_validate_needs_no_model(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["eval", "arithmetic", "--validate", "--n", "20"]) == 0
+        assert "20 gold answers" in capsys.readouterr().out
+
+    def test_broken_data_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        broken = tmp_path / "broken.jsonl"
+        broken.write_text('{"no question": 1}\n', encoding="utf-8")
+        assert main(["eval", "gsm8k", "--validate", "--data", str(broken)]) in (1, 2)
+        assert "broken.jsonl" in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_ctrl_c_keeps_finished_rows_and_resumes(self, tiny_folder: Folder, tmp_path: Path) -> None:
+        words = [
+            "eval",
+            "arithmetic",
+            "cot",
+            "-m",
+            str(tiny_folder("llama")),
+            "--n",
+            "200",
+            "--max-new-tokens",
+            "60",
+        ]
+        words += ["--batch-size", "2", "-o", str(tmp_path / "run")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unspoken", *words], stderr=subprocess.PIPE, text=True
+        )
+        rows = tmp_path / "run" / "rows.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and (not rows.exists() or rows.read_bytes().count(b"\n") < 3):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert "kept in" in err
+        kept = rows.read_text(encoding="utf-8").splitlines()
+        assert 3 <= len(kept) < 200
+        assert main([*words, "--limit", str(len(kept) + 2)]) == 0
+        assert rows.read_text(encoding="utf-8").splitlines()[: len(kept)] == kept
+
+
+class TestResults:
+    """`unspoken compare`, `show` and `report`."""
+
+    def test_compare(self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["compare", *map(str, runs)]) == 0
+        out = capsys.readouterr().out
+        assert "McNemar" in out
+        assert "cot" in out
+
+    def test_report(
+        self, runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["report", *map(str, runs), "-o", str(tmp_path)]) == 0
+        for path in capsys.readouterr().out.split():
+            assert Path(path).stat().st_size > 500
+
+    def test_show_lines_filters_and_items(
+        self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = load_run(runs[1]).rows
+        assert main(["show", str(runs[1]), "--limit", "4"]) == 0
+        out = capsys.readouterr().out
+        assert "accuracy" in out
+        assert rows[0].id in out
+        assert "2 more" in out
+        wrong = [row for row in rows if not row.correct]
+        assert main(["show", str(runs[1]), "--wrong", "--text"]) == 0
+        out = capsys.readouterr().out
+        assert all((row.id in out) == (not row.correct) for row in rows)
+        assert wrong[0].question in out
+        assert main(["show", str(runs[1]), "--item", rows[2].example]) == 0
+        out = capsys.readouterr().out
+        assert rows[2].question in out
+        assert rows[3].id not in out
+
+    @pytest.mark.parametrize(
+        "words", [["--item", "nope"], ["--status", "rigth"], ["--reason", "boredom"], ["--limit", "-1"]]
+    )
+    def test_wrong_filters(self, words: list[str], runs: tuple[Path, Path]) -> None:
+        assert main(["show", str(runs[0]), *words]) == 2
+
+    def test_originals_tree_in_both_directions(
+        self, runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["show", str(runs[1]), "--export", str(tmp_path)]) == 0
+        (file,) = tmp_path.rglob("generation_comparison_T_e_*.json")
+        capsys.readouterr()
+        assert main(["show", str(tmp_path)]) == 0
+        assert "accuracy" in capsys.readouterr().out
+        assert main(["show", str(file)]) == 0
+
+
+def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in ("cot", "soft", "gsm8k", "math500", "arithmetic", "multiplication", "smollm2"):
+        assert name in out
+    assert main(["list", "tasks"]) == 0
+    assert "Strategies" not in capsys.readouterr().out
+
+
+def test_env_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("unspoken", "torch", "transformers", "python"))
+
+
+class TestDoctor:
+    """`unspoken doctor`."""
+
+    @pytest.mark.parametrize("family", ["llama", "gpt2"])
+    def test_all_well(self, family: str, tiny_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["doctor", "-m", str(tiny_folder(family))]) == 0
+        out = capsys.readouterr().out
+        assert "FAIL" not in out
+        for name in ("torch", "grading", "model", "anatomy", "cache", "mixtures"):
+            assert f"ok    {name}" in out
+        assert len(out.splitlines()) < 14
+
+    def test_a_failing_check_is_named_and_the_others_go_on(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["doctor", "-m", "./no-such-model"]) == 1
+        out = capsys.readouterr().out
+        assert "FAIL  model" in out
+        assert "ok    torch" in out
+        assert "1 failed: model" in out
+
+    def test_a_wrong_mixture_is_found(
+        self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        from unspoken.lm.model import CausalLM
+
+        monkeypatch.setattr(CausalLM, "mix", lambda self, ids, weights: torch.zeros(1, self.hidden_size))
+        assert main(["doctor", "-m", str(tiny_folder("llama"))]) == 1
+        assert "FAIL  mixtures" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+class TestDemo:
+    """`unspoken demo` on a tiny random model."""
+
+    def test_table_report_and_resumption(
+        self, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["demo", "-m", str(tiny_folder("llama")), "--limit", "3", "-o", str(tmp_path / "demo")]
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        for name in ("cot-greedy", "soft-non_uniform", "control-hard_argmax", "What to try next", "Report:"):
+            assert name in out
+        assert (tmp_path / "demo" / "report" / "report.html").is_file()
+        started = time.monotonic()
+        assert main(words) == 0  # everything is there already
+        assert time.monotonic() - started < 30
+        assert capsys.readouterr().out.splitlines()[:7] == out.splitlines()[:7]

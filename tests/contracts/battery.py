@@ -1,0 +1,175 @@
+"""What the battery runs: every discovered strategy, in the settings that differ in kind, on tiny models.
+
+A new strategy is in the battery as soon as its file exists, with its defaults. One that has several ways to work
+gets its settings here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from unspoken.decoding import Request, Strategy, run
+from unspoken.decoding.soft import Mixture
+from unspoken.discovery import STRATEGIES
+from unspoken.lm.model import CausalLM
+from unspoken.types import LATENT_KINDS, Done, Event, Generation, Note, RowId, Step, fold
+
+TOLERANCE = 1e-4
+THINK, BUDGETS = 6, (18, 9, 13, 7, 15)
+PROMPTS: tuple[Any, ...] = (
+    "What is 12 + 30?",
+    "Hi",
+    [
+        {"role": "system", "content": "Answer briefly."},
+        {"role": "user", "content": "Tom has 3 apples and buys 4 more. How many apples does he have now?"},
+    ],
+    [86, 261, 40, 41, 42, 43, 44],
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May.",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One strategy in one setting.
+
+    Attributes:
+        name: The strategy.
+        fields: Its settings.
+        random: Whether its results depend on the seed.
+    """
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict, hash=False)
+    random: bool = True
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.label}" if self.label else self.name
+
+    def strategy(self, **fields: Any) -> Strategy:
+        made: Strategy = STRATEGIES.find(self.name)(**{**self.fields, **fields})
+        return made
+
+
+def _soft(label: str, random: bool = True, **fields: Any) -> Case:
+    # A high threshold, for the ends of the tiny models are likely at every step.
+    return Case("soft", {"T_e": THINK, "min_end_prob": 0.6, "temperature": 0.8, **fields}, random, label)
+
+
+SETTINGS: dict[str, list[Case]] = {
+    "cot": [
+        Case("cot", {"temperature": 0.0}, False, "greedy"),
+        Case("cot", {"temperature": 1.0}, True, "sampled"),
+        Case("cot", {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.02}, True, "filtered"),
+    ],
+    "soft": [
+        *(_soft(mixture, mixture=mixture) for mixture in get_args(Mixture)),
+        _soft("greedy", False, temperature=0.0),
+        _soft("deterministic", False, temperature2=0.0),
+        _soft("match-refund", mix_norm="match", budget_mode="refund", mixture="element_wise_max"),
+        _soft("nothing-forced", transition="", opener="", think_open="none", top_k2=50, min_p2=0.01),
+        _soft("T_e=0", T_e=0, think_open="user_suffix", top_p2=1.0),
+    ],
+}
+CASES = [case for name in STRATEGIES.names() for case in SETTINGS.get(name, [Case(name)])]
+
+
+@cache
+def ending_lm(model: Any, tokenizer: Any) -> CausalLM:
+    """The tiny model with an end token in eleven, so that rows end by themselves, at different times."""
+    lm = CausalLM(model, tokenizer)
+    lm.__dict__["eos_ids"] = frozenset(range(3, lm.vocab_size, 11))
+    return lm
+
+
+def requests(strategy: Strategy, **options: Any) -> list[Request]:
+    """One request for each prompt, each with its own budget and seed."""
+    return [
+        Request(prompt, strategy, **{"id": i, "max_new_tokens": BUDGETS[i], "seed": 100 + i, "trace": "full", **options})
+        for i, prompt in enumerate(PROMPTS)
+    ]
+
+
+def decode(lm: CausalLM, asked: Sequence[Request], batch_size: int = 8, live: bool = False) -> dict[RowId, Generation]:
+    """The rows by name."""
+    return fold(run(lm, asked, batch_size=batch_size, live=live))
+
+
+@cache
+def alone(lm: CausalLM, case: Case) -> dict[RowId, Generation]:
+    """Every prompt by itself, in a run of its own: what all other ways must give."""
+    return {row.id: decode(lm, [row], batch_size=1)[row.id] for row in requests(case.strategy())}
+
+
+def timeless(event: Event) -> Event:
+    """The event without the seconds that it took."""
+    return replace(event, usage=replace(event.usage, seconds=0.0)) if isinstance(event, Done) else event
+
+
+def path(generation: Generation) -> list[tuple[Any, ...]]:
+    """What was read and said, without numbers."""
+    return [(s.index, s.phase, s.kind, s.token_id, s.text) for s in generation.steps]
+
+
+def assert_same(got: Generation, want: Generation, forwards: bool = True) -> None:
+    """The same steps, ends, notes and work, and numbers within the tolerance of fp32."""
+    assert path(got) == path(want)
+    assert (got.reason, got.notes) == (want.reason, want.notes)
+    assert replace(got.usage, seconds=0.0) == replace(want.usage, seconds=0.0)
+    for mine, theirs in zip(got.steps, want.steps, strict=True):
+        for name in ("logprob", "sampled_logprob", "entropy", "end_prob", "norm_ratio"):
+            assert _close(getattr(mine, name), getattr(theirs, name)), name
+        assert (mine.top is None) == (theirs.top is None)
+        if mine.top is not None and theirs.top is not None:
+            fed, wanted = (dict(zip(top.ids, top.weights, strict=True)) for top in (mine.top, theirs.top))
+            for token in fed.keys() | wanted.keys():
+                assert abs(fed.get(token, 0.0) - wanted.get(token, 0.0)) < 1e-3
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    return a is b if a is None or b is None else math.isclose(a, b, abs_tol=TOLERANCE, rel_tol=TOLERANCE)
+
+
+def notes_of(events: Sequence[Event]) -> list[Note]:
+    return [event for event in events if isinstance(event, Note)]
+
+
+# The naive way: no cache, no batch, no strategy.
+
+
+def fed_vector(lm: CausalLM, strategy: Strategy, step: Step) -> Tensor:
+    """The vector that was read at a step, rebuilt from what the step reports."""
+    table = lm.model.get_input_embeddings()
+    if step.token_id is not None:
+        return table(torch.tensor(step.token_id))
+    assert step.kind == "soft" and step.top is not None
+    parts = table(torch.tensor(step.top.ids))
+    weights = torch.tensor(step.top.weights)
+    if "element_wise_max" in getattr(strategy, "mixture", ""):
+        vector = parts.max(dim=0).values
+    else:
+        vector = sum((w * part for w, part in zip(weights, parts, strict=True)), torch.zeros_like(parts[0]))
+    if getattr(strategy, "mix_norm", "none") == "match":
+        vector = vector / vector.norm() * (weights * parts.norm(dim=-1)).sum()
+    return vector
+
+
+@torch.no_grad()
+def recomputed_logprobs(lm: CausalLM, strategy: Strategy, prompt: Any, steps: Sequence[Step]) -> list[float | None]:
+    """Log-probability of each step's token, the whole sequence being read again from the start at every step."""
+    sequence = lm.model.get_input_embeddings()(torch.tensor(strategy.prompt_ids(lm, prompt)))
+    found: list[float | None] = []
+    for step in steps:
+        logits = lm.model(inputs_embeds=sequence[None], use_cache=False).logits[0, -1]
+        found.append(None if step.token_id is None else logits.double().log_softmax(-1)[step.token_id].item())
+        if step.kind in LATENT_KINDS and step.kind != "soft":
+            break  # a hidden state cannot be rebuilt from what the step reports
+        sequence = torch.cat([sequence, fed_vector(lm, strategy, step)[None]])
+    return found
