@@ -57,7 +57,7 @@ def questions(n: int) -> list[str]:
 
 
 def generate(lm: Any, prompts: list[str], batch: int, length: int, *, temperature: float, eos: bool) -> int:
-    """transformers' own generate over static, left-padded batches; returns tokens produced."""
+    """Transformers' own generate over static, left-padded batches; returns tokens produced."""
     tokens = 0
     for first in range(0, len(prompts), batch):
         ids = [lm.tokens.encode_prompt(p) for p in prompts[first : first + batch]]
@@ -65,11 +65,20 @@ def generate(lm: Any, prompts: list[str], batch: int, length: int, *, temperatur
         padded = torch.tensor([[0] * (width - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
         ends = sorted(lm.eos_ids) if eos else None
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0}
+            if temperature
+            else {"do_sample": False}
+        )
         lm.model.generation_config.eos_token_id = ends
         with torch.no_grad():
             out = lm.model.generate(
-                padded, attention_mask=mask, max_new_tokens=length, pad_token_id=0, eos_token_id=ends, **sampling
+                padded,
+                attention_mask=mask,
+                max_new_tokens=length,
+                pad_token_id=0,
+                eos_token_id=ends,
+                **sampling,
             )
         new = out[:, width:]
         if not eos:
@@ -146,11 +155,13 @@ def show(title: str, cell: dict[str, dict[str, Any]]) -> None:
 
 def steps(lm: Any, repeats: int) -> dict[str, Any]:
     cells = {}
+    greedy = un.ChainOfThought(temperature=0)
     for batch in (1, 8, 32):
         prompts = questions(batch)
-        greedy = un.ChainOfThought(temperature=0)
         variants = {
-            "generate, greedy": lambda p=prompts, b=batch: generate(lm, p, b, NEW_TOKENS, temperature=0, eos=False),
+            "generate, greedy": lambda p=prompts, b=batch: generate(
+                lm, p, b, NEW_TOKENS, temperature=0, eos=False
+            ),
             "cot, greedy": lambda p=prompts, b=batch: ours(lm, p, b, NEW_TOKENS, greedy, eos=False),
             "soft, k=5": lambda p=prompts, b=batch: ours(lm, p, b, NEW_TOKENS, soft(NEW_TOKENS), eos=False),
         }
@@ -181,7 +192,9 @@ def trace(lm: Any, repeats: int) -> dict[str, Any]:
     prompts = questions(8)
     for name, strategy in (("cot", un.ChainOfThought(temperature=0.6)), ("soft", soft(NEW_TOKENS))):
         variants = {
-            f"trace={level}": lambda s=strategy, t=level: ours(lm, prompts, 8, NEW_TOKENS, s, eos=False, trace=t)
+            f"trace={level}": lambda s=strategy, t=level: ours(
+                lm, prompts, 8, NEW_TOKENS, s, eos=False, trace=t
+            )
             for level in ("none", "summary", "full")
         }
         cells[name] = interleave(variants, repeats)
@@ -234,7 +247,9 @@ def peak_of(model: str, dtype: str, variant: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

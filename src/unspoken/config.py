@@ -93,7 +93,9 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def _attribute_section(cls: type) -> dict[str, str]:
-    section = re.search(r"^Attributes:\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE)
+    section = re.search(
+        r"^Attributes:\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE
+    )
     if section is None:
         return {}
     entries = re.split(r"^(\w+):", textwrap.dedent(section[1]), flags=re.MULTILINE)[1:]
@@ -209,7 +211,9 @@ def save_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as YAML, keys in the given order."""
     import yaml
 
-    Path(path).write_text(yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    Path(path).write_text(
+        yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def _plain(value: Any) -> Any:

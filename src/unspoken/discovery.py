@@ -106,7 +106,8 @@ class Registry:
         if len(found) != 1:
             names = ", ".join(c.__name__ for c in found) or "none"
             raise ConfigError(
-                f"{module.__file__} must define exactly one public subclass of {self.package}.{self.base} (found: {names})."
+                f"{module.__file__} must define exactly one public subclass of "
+                f"{self.package}.{self.base} (found: {names})."
             )
         return found[0]
 

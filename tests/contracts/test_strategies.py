@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ from unspoken.types import Done, Event, Generation, RowId, Step, event_from_dict
 from .battery import (
     BUDGETS,
     CASES,
+    FAMILIES,
+    PAIRS,
     PROMPTS,
     TOLERANCE,
+    TURNS,
     Case,
     alone,
     assert_same,
@@ -35,20 +38,21 @@ from .battery import (
     recomputed_logprobs,
     requests,
     timeless,
+    unending,
 )
+
+Tiny = Callable[[str], tuple[Any, Any]]
+every_pair = pytest.mark.parametrize(("case", "family"), PAIRS, ids=str)
+in_turns = pytest.mark.parametrize(("case", "family"), TURNS, ids=str)
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.fixture
-def lm(tiny_model: Callable[[str], tuple[Any, Any]], family: str) -> CausalLM:
+def lm(tiny_model: Tiny, family: str) -> CausalLM:
     return ending_lm(*tiny_model(family))
 
 
-@pytest.fixture(params=CASES, ids=str)
-def case(request: pytest.FixtureRequest) -> Case:
-    made: Case = request.param
-    return made
-
-
+@every_family
 def test_the_battery_has_rows_that_end_in_different_ways(lm: CausalLM) -> None:
     """Otherwise the tests below would pass on rows that all go on to the same length."""
     ends = {(g.reason, len(g.steps)) for case in CASES for g in alone(lm, case).values()}
@@ -64,7 +68,12 @@ def test_every_strategy_is_in_the_battery() -> None:
 # Batches
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 8])
+@pytest.mark.parametrize(
+    ("case", "family", "batch_size"),
+    [(*pair, size) for size in (2, 8) for pair in PAIRS]
+    + [(*pair, size) for size in (1, 3) for pair in TURNS],
+    ids=str,
+)
 def test_batch_order_and_refill_change_nothing(lm: CausalLM, case: Case, batch_size: int) -> None:
     asked = requests(case.strategy())
     random.Random(batch_size).shuffle(asked)
@@ -74,6 +83,7 @@ def test_batch_order_and_refill_change_nothing(lm: CausalLM, case: Case, batch_s
         assert_same(together[row], want)
 
 
+@every_family
 def test_strategies_share_a_batch(lm: CausalLM, family: str) -> None:
     """Rows of all strategies at once, as a server has them."""
     asked = [
@@ -88,13 +98,14 @@ def test_strategies_share_a_batch(lm: CausalLM, family: str) -> None:
             assert path(together[f"{n} {i}"]) == path(alone(lm, case)[i]), case
 
 
+@in_turns
 def test_duplicates_of_a_prompt_are_as_if_separate(lm: CausalLM, case: Case) -> None:
     strategy = case.strategy()
     asked = [
-        Request(PROMPTS[2 * (i % 2)], strategy, id=i, max_new_tokens=10 + i % 3, seed=i // 2, trace="full")
-        for i in range(6)
+        Request(PROMPTS[2 * (i % 2)], strategy, id=i, max_new_tokens=6 + i % 3, seed=i // 2, trace="full")
+        for i in range(5)
     ]
-    together = decode(lm, asked, batch_size=4)
+    together = decode(lm, asked, batch_size=3)
     for request in asked:
         assert_same(together[request.id], decode(lm, [request], 1)[request.id])
 
@@ -102,23 +113,27 @@ def test_duplicates_of_a_prompt_are_as_if_separate(lm: CausalLM, case: Case) -> 
 # Seeds
 
 
+@in_turns
 def test_seeds(lm: CausalLM, case: Case) -> None:
     def events(shift: int) -> list[Event]:
-        asked = requests(case.strategy())
+        asked = requests(case.strategy())[:3]
         for request in asked:
             request.seed += shift
-        return [timeless(event) for event in run(lm, asked, batch_size=3)]
+        return [timeless(event) for event in run(lm, asked, batch_size=2)]
 
     first = events(0)
     assert events(0) == first
     other = fold(events(1000))
-    differs = any(path(other[row]) != path(g) or other[row].steps != g.steps for row, g in fold(first).items())
+    differs = any(
+        path(other[row]) != path(g) or other[row].steps != g.steps for row, g in fold(first).items()
+    )
     assert differs == case.random
 
 
 # Streams and traces
 
 
+@in_turns
 def test_a_stream_folds_to_the_result(lm: CausalLM, case: Case) -> None:
     strategy = case.strategy()
     prompts = list(PROMPTS[:3])
@@ -139,6 +154,7 @@ def _parts(generation: Generation) -> tuple[Any, ...]:
     return generation.steps, generation.reason, generation.usage, generation.notes
 
 
+@in_turns
 def test_traces_and_viewers_change_nothing(lm: CausalLM, case: Case) -> None:
     seen: dict[RowId, list[Event]] = {}
 
@@ -161,7 +177,11 @@ def test_traces_and_viewers_change_nothing(lm: CausalLM, case: Case) -> None:
             # The model's own log-probability and the law's are kept at every level.
             assert (bare.logprob, bare.sampled_logprob) == (full.logprob, full.sampled_logprob)
             assert (bare.entropy, bare.end_prob, bare.norm_ratio, bare.top, some.top) == (None,) * 5
-            assert (some.entropy, some.end_prob, some.norm_ratio) == (full.entropy, full.end_prob, full.norm_ratio)
+            assert (some.entropy, some.end_prob, some.norm_ratio) == (
+                full.entropy,
+                full.end_prob,
+                full.norm_ratio,
+            )
             if full.kind in ("token", "soft"):
                 assert full.entropy is not None and full.top is not None
             if full.kind == "token":
@@ -171,13 +191,17 @@ def test_traces_and_viewers_change_nothing(lm: CausalLM, case: Case) -> None:
 # The cache
 
 
+@every_pair
 def test_cached_is_recomputed(lm: CausalLM, case: Case) -> None:
     strategy = case.strategy()
-    batch = decode(lm, requests(strategy), 3)
     for row in (1, 3):
-        steps = batch[row].steps
+        steps = alone(lm, case)[row].steps
         for step, want in zip(steps, recomputed_logprobs(lm, strategy, PROMPTS[row], steps), strict=False):
-            assert step.logprob == pytest.approx(want, abs=TOLERANCE) if want is not None else step.token_id is None
+            assert (
+                step.logprob == pytest.approx(want, abs=TOLERANCE)
+                if want is not None
+                else step.token_id is None
+            )
 
 
 @pytest.fixture
@@ -194,32 +218,41 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return held
 
 
-@pytest.mark.parametrize("reason", ["eos or length", "stop", "context", "cancelled"])
+@in_turns
 def test_the_cache_holds_the_prompt_and_what_was_read(
-    lm: CausalLM, case: Case, dropped: list[int], reason: str, monkeypatch: pytest.MonkeyPatch
+    lm: CausalLM, case: Case, dropped: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At every way to end: cancelled, by a stop string, by the context, by the budget or an end token."""
+    ending, lm = lm, unending(lm)
     strategy = case.strategy()
-    asked = requests(strategy)[:3]
-    if reason == "stop":
-        asked = requests(strategy, stop=tuple("aeiosn "))[:3]
-    elif reason == "context":
-        longest = max(len(strategy.prompt_ids(lm, request.prompt)) for request in asked)
-        monkeypatch.setattr(CausalLM, "max_positions", property(lambda self: longest + 4))
-    elif reason == "cancelled":
-        asked[0].sink = lambda event: asked[0].cancel() if isinstance(event, Step) and event.index == 1 else None
-    events = list(run(lm, asked, batch_size=2, live=True))
+    asked = requests(strategy, max_new_tokens=14)
+    asked[0].sink = lambda event: asked[0].cancel() if isinstance(event, Step) and event.index == 1 else None
+    longest = max(len(strategy.prompt_ids(lm, request.prompt)) for request in asked)
+    monkeypatch.setattr(CausalLM, "max_positions", property(lambda self: longest + 4))
+    answer = [s.text for s in decode(lm, [asked[1]])[1].steps if s.phase == "answer" and s.kind == "token"]
+    whole = [text for text in answer if text and "\ufffd" not in text]
+    asked[1].stop = tuple(whole[-1:])  # something that it is going to say
+    dropped.clear()
+    asked.append(Request(PROMPTS[0], strategy, id=4, max_new_tokens=6, seed=1))
+    events = [*run(lm, asked, batch_size=2, live=True)]
+    events += run(
+        ending, [Request(PROMPTS[i], strategy, id=5 + i, max_new_tokens=14, seed=i) for i in range(2)]
+    )
     done = [event for event in events if isinstance(event, Done)]
     steps = {row: len(generation.steps) for row, generation in fold(events).items()}
-    assert len(done) == len(dropped) == 3
-    if reason in ("context", "cancelled"):
-        assert reason in {event.reason for event in done}
+    reasons = {event.row: event.reason for event in done}
+    assert (reasons[0], reasons[1], reasons[2], reasons[4]) == (
+        "cancelled",
+        "stop" if whole else "length",
+        "context",
+        "length",
+    )
+    assert len(done) == len(dropped) == 7
     for event, held in zip(done, dropped, strict=True):
         # The step that ends a row is not read, whatever it is; a cancelled row has read all its steps.
         read = steps[event.row] - (event.reason != "cancelled")
         assert held == event.usage.prompt_tokens + read
         assert event.usage.forward_passes == 1 + read
-        prompt = asked[int(event.row)].prompt
-        assert event.usage.prompt_tokens == len(strategy.prompt_ids(lm, prompt))
         if event.reason == "context":
             assert event.usage.prompt_tokens + steps[event.row] == lm.max_positions
 
@@ -227,6 +260,7 @@ def test_the_cache_holds_the_prompt_and_what_was_read(
 # Ends
 
 
+@every_pair
 def test_budgets_hold_and_usage_adds_up(lm: CausalLM, case: Case) -> None:
     strategy = case.strategy()
     for row, generation in alone(lm, case).items():
@@ -242,7 +276,10 @@ def test_budgets_hold_and_usage_adds_up(lm: CausalLM, case: Case) -> None:
             kinds.count("soft") + kinds.count("latent"),
         )
         assert usage.forced_tokens == len(kinds) - counted
-        ends = [step.kind == "token" and step.phase == "answer" and step.token_id in lm.eos_ids for step in generation.steps]
+        ends = [
+            step.kind == "token" and step.phase == "answer" and step.token_id in lm.eos_ids
+            for step in generation.steps
+        ]
         assert not any(ends[:-1]) and ends[-1] == (generation.reason == "eos")
         if isinstance(strategy, SoftThinking):
             thought = generation.notes["think_steps"]
@@ -254,6 +291,7 @@ def test_budgets_hold_and_usage_adds_up(lm: CausalLM, case: Case) -> None:
             assert counted == budget
 
 
+@in_turns
 def test_cancelling_ends_a_row_within_one_step_and_no_other(lm: CausalLM, case: Case) -> None:
     asked = requests(case.strategy())
     patient = next(int(row) for row, g in alone(lm, case).items() if len(g.steps) > 3)
@@ -268,6 +306,7 @@ def test_cancelling_ends_a_row_within_one_step_and_no_other(lm: CausalLM, case: 
             assert_same(out[row], want)
 
 
+@in_turns
 def test_a_row_that_fails_takes_no_other_with_it(
     lm: CausalLM, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,22 +327,20 @@ def test_a_row_that_fails_takes_no_other_with_it(
         assert_same(out[row], want)
 
 
+@in_turns
 def test_the_context_is_used_to_its_last_position(lm: CausalLM, case: Case) -> None:
     """Without an end token, a prompt that leaves three positions gets three steps."""
-    unending = CausalLM(lm.model, lm.tokenizer)
-    unending.__dict__["eos_ids"] = frozenset()
     limit = lm.max_positions
     assert limit is not None
     prompt = [5, 6, 7] * (limit // 3)
-    out = decode(unending, [Request(prompt[: limit - 3], case.strategy(), max_new_tokens=30)])[0]
+    out = decode(unending(lm), [Request(prompt[: limit - 3], case.strategy(), max_new_tokens=30)])[0]
     assert (out.reason, len(out.steps)) == ("context", 3) and out.truncated
 
 
+@in_turns
 def test_stop_strings_end_the_answer(lm: CausalLM, case: Case) -> None:
-    unending = CausalLM(lm.model, lm.tokenizer)
-    unending.__dict__["eos_ids"] = frozenset()
     stops = tuple("aeiorst 0123456789")
-    out = decode(unending, requests(case.strategy(), max_new_tokens=30, stop=stops), 3)
+    out = decode(unending(lm), requests(case.strategy(), max_new_tokens=20, stop=stops), 3)
     assert "stop" in {generation.reason for generation in out.values()}
     for generation in out.values():
         answer = [step.text for step in generation.steps if step.phase == "answer" and step.kind == "token"]
@@ -315,6 +352,7 @@ def test_stop_strings_end_the_answer(lm: CausalLM, case: Case) -> None:
 # What strategies are as configurations
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_strategy_is_its_configuration(case: Case) -> None:
     strategy = case.strategy()
     assert from_dict(type(strategy), to_dict(strategy)) == strategy
@@ -348,11 +386,12 @@ class Mine(Strategy):
 '''
 
 
+@every_family
 def test_a_strategy_of_one_s_own_is_a_file(lm: CausalLM, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(MINE)
     cls = STRATEGIES.find(str(file))
-    assert field_docs(cls) == {"every": "How often."}
+    assert field_docs(cls)["every"] == "How often."
     strategy: Strategy = from_dict(cls, {"every": 3})
     out = decode(lm, requests(strategy), batch_size=2)
     for row, request in enumerate(requests(strategy)):
@@ -369,6 +408,7 @@ def test_a_strategy_of_one_s_own_is_a_file(lm: CausalLM, tmp_path: Path) -> None
 # What the settings come down to
 
 
+@every_family
 def test_greedy_chain_of_thought_is_the_model_s_own_greedy_search(lm: CausalLM) -> None:
     strategy = ChainOfThought(temperature=0.0)
     asked = requests(strategy, max_new_tokens=40)
@@ -386,9 +426,10 @@ def test_greedy_chain_of_thought_is_the_model_s_own_greedy_search(lm: CausalLM) 
         assert out[i].token_ids == want[0, ids.shape[1] :].tolist()
 
 
+@every_family
 def test_one_candidate_is_greedy_decoding(lm: CausalLM) -> None:
     greedy = alone_greedy(lm)
-    for fields in (
+    for settings in (
         {"mixture": "non_uniform", "k": 1},
         {"mixture": "uniform", "k": 1},
         {"mixture": "element_wise_max", "k": 1},
@@ -398,20 +439,14 @@ def test_one_candidate_is_greedy_decoding(lm: CausalLM) -> None:
         {"mixture": "hard_sample", "k": 1},
         {"mixture": "non_uniform", "temperature": 0.0},
     ):
-        strategy = SoftThinking(**{"T_e": 12, "T_total": 14, "min_end_prob": 1.0, **fields})  # type: ignore[arg-type]
-        for prompt, generation in zip(greedy, decode(plain(lm), _ask(greedy, strategy), 3).values(), strict=True):
+        strategy = SoftThinking(**{"T_e": 12, "T_total": 14, "min_end_prob": 1.0, **settings})  # type: ignore[arg-type]
+        out = decode(unending(lm), _ask(greedy, strategy), 3)
+        for i, want in enumerate(greedy.values()):
             read = []
-            for step in generation.steps[:12]:
+            for step in out[i].steps[:12]:
                 assert step.top is not None and step.phase == "think"
                 read += [token for token, w in zip(step.top.ids, step.top.weights, strict=True) if w > 0.5]
-            assert read == greedy[prompt], fields
-
-
-def plain(lm: CausalLM) -> CausalLM:
-    """The model without an end token, so that greedy rows go on as thoughts do."""
-    made = CausalLM(lm.model, lm.tokenizer)
-    made.__dict__["eos_ids"] = frozenset()
-    return made
+            assert read == want, settings
 
 
 def _ask(prompts: Any, strategy: Strategy) -> list[Request]:
@@ -419,13 +454,16 @@ def _ask(prompts: Any, strategy: Strategy) -> list[Request]:
 
 
 def alone_greedy(lm: CausalLM) -> dict[tuple[int, ...], list[int]]:
-    prompts = [tuple(lm.tokens.encode_prompt(text)) for text in ("Hi", "What is 12 + 30?", "Tom has 3 apples.")]
+    prompts = [
+        tuple(lm.tokens.encode_prompt(text)) for text in ("Hi", "What is 12 + 30?", "Tom has 3 apples.")
+    ]
     strategy = ChainOfThought(temperature=0.0)
-    out = decode(plain(lm), _ask(prompts, strategy))
+    out = decode(unending(lm), _ask(prompts, strategy))
     return {prompt: out[i].token_ids for i, prompt in enumerate(prompts)}
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature2": 1.3, "top_k2": 30, "top_p2": 0.8, "min_p2": 0.01}])
+@every_family
 def test_no_thinking_steps_are_ordinary_sampling_after_the_transition(lm: CausalLM, settings: Any) -> None:
     soft = SoftThinking(**{"T_e": 0, "temperature": 1.0, **settings})
     ordinary = ChainOfThought(
@@ -437,7 +475,13 @@ def test_no_thinking_steps_are_ordinary_sampling_after_the_transition(lm: Causal
     transition = lm.tokens.encode("</think>") + lm.tokens.encode("<think>")
     asked = requests(soft)
     longer = [
-        Request([*soft.prompt_ids(lm, r.prompt), *transition], ordinary, id=r.id, max_new_tokens=r.max_new_tokens, seed=r.seed)
+        Request(
+            [*soft.prompt_ids(lm, r.prompt), *transition],
+            ordinary,
+            id=r.id,
+            max_new_tokens=r.max_new_tokens,
+            seed=r.seed,
+        )
         for r in asked
     ]
     mine, theirs = decode(lm, asked, 2), decode(lm, longer, 3)
@@ -446,9 +490,9 @@ def test_no_thinking_steps_are_ordinary_sampling_after_the_transition(lm: Causal
         assert mine[row].reason == theirs[row].reason
 
 
+@every_family
 def test_thinking_begins_where_the_prompt_ends(lm: CausalLM) -> None:
     """With an opener in the prompt, chain of thought and soft thinking read the same prompt."""
-    prompts: Iterator[Any] = iter(PROMPTS)
-    for prompt in prompts:
+    for prompt in PROMPTS:
         cot = ChainOfThought(think_open="assistant_prefix").prompt_ids(lm, prompt)
         assert SoftThinking().prompt_ids(lm, prompt) == cot

@@ -136,7 +136,9 @@ def test_sinks_get_the_events_of_their_row(scripted_lm: MakeLM) -> None:
     requests = [Request([p], GREEDY, id=p, sink=sinks[p].append if p in sinks else None) for p in (5, 6, 7)]
     requests.append(Request([], GREEDY, id=8, sink=sinks.setdefault(8, []).append))
     events = by_row(list(run(lm, requests, batch_size=2)))  # type: ignore[arg-type]
-    assert {row: [timeless(e) for e in sink] for row, sink in sinks.items()} == {p: events[p] for p in (5, 6, 8)}
+    assert {row: [timeless(e) for e in sink] for row, sink in sinks.items()} == {
+        p: events[p] for p in (5, 6, 8)
+    }
 
 
 # The source of requests
@@ -146,7 +148,10 @@ def test_none_means_nothing_now(tiny_lm: Tiny) -> None:
     lm = tiny_lm("llama")
     strategy = ChainOfThought(temperature=1.0)
     prompts = {"a": "Hi", "b": "What is 2 + 2?", "c": "Tom has 3 apples."}
-    make = {name: (lambda n=name, p=p: Request(p, strategy, id=n, max_new_tokens=9, seed=4)) for name, p in prompts.items()}
+    make = {
+        name: (lambda n=name, p=p: Request(p, strategy, id=n, max_new_tokens=9, seed=4))
+        for name, p in prompts.items()
+    }
     alone = {name: fold(run(lm, [request()]))[name] for name, request in make.items()}
     polls: list[int] = []
     steps_of_a: list[int] = []
@@ -174,7 +179,9 @@ def test_none_means_nothing_now(tiny_lm: Tiny) -> None:
     for name, generation in alone.items():
         assert [s.token_id for s in together[name].steps] == [s.token_id for s in generation.steps]
     order = [(e.row, getattr(e, "index", "done")) for e in events if isinstance(e, (Step, Done))]
-    assert order.index(("b", 0)) > order.index(("a", 3)) and order.index(("b", 0)) < order.index(("a", "done"))
+    assert order.index(("b", 0)) > order.index(("a", 3)) and order.index(("b", 0)) < order.index(
+        ("a", "done")
+    )
     assert order.index(("c", 0)) > order.index(("b", "done"))
 
 
@@ -269,7 +276,9 @@ def test_seeds_of_rows_are_stable_and_differ() -> None:
 def test_usage_counts_the_work(scripted_lm: MakeLM) -> None:
     lm = speaker(scripted_lm, {(5, 6, 7): [40] * 20})
     token, latent = (Scripted(forced_at=2, forced=(30, 31, 32), vectors=v) for v in (False, True))
-    out = fold(run(lm, [Request([5, 6, 7], s, id=i, max_new_tokens=9) for i, s in enumerate((token, latent))]))  # type: ignore[arg-type]
+    out = fold(
+        run(lm, [Request([5, 6, 7], s, id=i, max_new_tokens=9) for i, s in enumerate((token, latent))])
+    )  # type: ignore[arg-type]
     # Nine steps count; the three forced ones do not. The last step is not read.
     assert [len(out[i].steps) for i in (0, 1)] == [12, 12]
     assert [out[i].reason for i in (0, 1)] == ["length", "length"]
@@ -307,9 +316,10 @@ def test_a_block_that_the_model_opens_is_thinking(scripted_lm: MakeLM, ids: Ids,
 
 
 def test_a_block_in_the_middle_of_an_answer_is_part_of_it(scripted_lm: MakeLM, ids: Ids) -> None:
-    text = [*ids("Well "), *ids("<think>"), *ids("so"), *ids("</think>"), *ids("7")]
+    thought = " 1 2 3 4 5 6 7 8 9" * 6  # longer than what is remembered of a text
+    text = [*ids("Well "), *ids("<think>"), *ids(thought), *ids("</think>"), *ids("7")]
     out = fold(run(speaker(scripted_lm, {(5,): text}), [Request([5], GREEDY)]))[0]  # type: ignore[arg-type]
-    assert out.answer_text == out.text == "Well <think>so</think>7"
+    assert out.answer_text == out.text == f"Well <think>{thought}</think>7"
 
 
 def test_a_prompt_that_opens_a_block_begins_with_thinking(scripted_lm: MakeLM, ids: Ids) -> None:
@@ -346,8 +356,12 @@ def test_a_strategy_that_fails_ends_its_own_rows(scripted_lm: MakeLM) -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-@pytest.mark.parametrize("strategy", [GREEDY, ChainOfThought(temperature=1.0, top_p=0.9)], ids=["greedy", "sampled"])
-def test_logits_that_are_not_finite_end_their_row(scripted_lm: MakeLM, live: bool, strategy: Strategy) -> None:
+@pytest.mark.parametrize(
+    "strategy", [GREEDY, ChainOfThought(temperature=1.0, top_p=0.9)], ids=["greedy", "sampled"]
+)
+def test_logits_that_are_not_finite_end_their_row(
+    scripted_lm: MakeLM, live: bool, strategy: Strategy
+) -> None:
     def script(lm: ScriptedLM, prompt: tuple[int, ...], read: int) -> Tensor:
         if prompt == (6,) and read >= 2:
             return torch.full((lm.vocab_size,), float("nan"))
@@ -377,7 +391,9 @@ def test_rows_may_be_answered_in_any_order(scripted_lm: MakeLM) -> None:
 def test_closing_the_stream_drops_everything(tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
     steps = []
-    monkeypatch.setattr(Decoder, "step", lambda self, v, real=Decoder.step: (steps.append(1), real(self, v))[1])
+    monkeypatch.setattr(
+        Decoder, "step", lambda self, v, real=Decoder.step: (steps.append(1), real(self, v))[1]
+    )
     taken = []
 
     def source() -> Iterator[Request]:

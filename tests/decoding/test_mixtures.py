@@ -44,8 +44,12 @@ def candidates(seed: int, rows: int, width: int, k: int, scale: float = 4.0) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), k=st.integers(1, 12), zeros=st.integers(0, 11), alpha=st.floats(1e-9, 1e20))
-def test_weights_are_a_law_over_what_is_possible(name: str, seed: int, k: int, zeros: int, alpha: float) -> None:
+@given(
+    seed=st.integers(0, 2**31), k=st.integers(1, 12), zeros=st.integers(0, 11), alpha=st.floats(1e-9, 1e20)
+)
+def test_weights_are_a_law_over_what_is_possible(
+    name: str, seed: int, k: int, zeros: int, alpha: float
+) -> None:
     probs, _ = candidates(seed, 3, 40, k)
     if zeros < k:
         probs[0, k - zeros :] = 0.0  # as the end of a nucleus, or of a law at temperature 0
@@ -91,7 +95,9 @@ def test_weights_by_hand() -> None:
     assert make("hard_argmax", probs)[0].tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ["non_uniform", "element_wise_max", "inverse_p", "nucleus", "uniform", "hard_argmax"])
+@pytest.mark.parametrize(
+    "name", ["non_uniform", "element_wise_max", "inverse_p", "nucleus", "uniform", "hard_argmax"]
+)
 def test_only_the_random_mixtures_draw(name: str) -> None:
     def refuse() -> list[torch.Generator]:
         raise AssertionError("this mixture is not random")
@@ -160,7 +166,9 @@ def test_broken_probabilities_raise_nothing(name: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**31), mass=st.floats(0.01, 1.0), cap=st.integers(1, 70), width=st.integers(1, 90))
+@given(
+    seed=st.integers(0, 2**31), mass=st.floats(0.01, 1.0), cap=st.integers(1, 70), width=st.integers(1, 90)
+)
 def test_nucleus_is_the_smallest_set_with_the_mass(seed: int, mass: float, cap: int, width: int) -> None:
     p = torch.randn(3, width, generator=torch.Generator().manual_seed(seed)).mul(2).softmax(-1)
     ids, probs = _mixtures.nucleus(p, mass, cap)

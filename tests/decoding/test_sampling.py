@@ -172,6 +172,16 @@ def test_extreme_uniform_numbers_never_give_an_impossible_token(width: int) -> N
         assert ids[3] == alive[3][-1]  # just below 1, the last
 
 
+@pytest.mark.parametrize("width", [1, 5, 256, 300, 5000])
+def test_a_law_that_is_not_one_gives_some_token(width: int) -> None:
+    """A row of NaN ends by its log-probability; it must not take down the rows beside it."""
+    probs = torch.full((2, width), 1 / width)
+    probs[0] = float("nan")
+    for filters in ({}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}):
+        ids, _ = sample(filtered(probs, **filters), torch.tensor([0.5, 0.5], dtype=torch.float64))  # type: ignore[arg-type]
+        assert ((ids >= 0) & (ids < width)).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS, width=st.one_of(st.integers(1, 256), st.integers(257, 2000)))
 def test_one_uniform_number_names_one_token(seed: int, width: int) -> None:

@@ -69,7 +69,10 @@ def test_thinking_stops_before_the_mixture_of_the_step(scripted_lm: MakeLM) -> N
     out = solve(lm, soft())
     answer = 16 - 6
     forced = [lm.close, lm.open]
-    assert kinds(out) == [("think", "soft")] * 3 + [("transition", "forced")] * 2 + [("answer", "token")] * answer
+    assert (
+        kinds(out)
+        == [("think", "soft")] * 3 + [("transition", "forced")] * 2 + [("answer", "token")] * answer
+    )
     assert out.token_ids[:2] == forced
     assert (out.notes["think_end"], out.notes["think_steps"]) == ("end_prob", 3)
     # One vector was read for each step but the last: nothing was appended for the step that stopped.
@@ -91,7 +94,9 @@ def test_the_end_counts_even_outside_the_mixture(scripted_lm: MakeLM) -> None:
 
 
 @pytest.mark.parametrize(("temperature", "stops"), [(1.0, True), (0.5, False)])
-def test_the_end_is_measured_on_the_tempered_law(scripted_lm: MakeLM, temperature: float, stops: bool) -> None:
+def test_the_end_is_measured_on_the_tempered_law(
+    scripted_lm: MakeLM, temperature: float, stops: bool
+) -> None:
     """0.1 against 0.9 is 0.012 against 0.988 at half the temperature."""
     lm = scripted_lm(lambda lm, prompt, read: lm.law({lm.close: 0.1, A: 0.9}))
     out = solve(lm, soft(temperature=temperature))
@@ -301,7 +306,9 @@ def test_the_mixtures_that_are_fed(scripted_lm: MakeLM) -> None:
     for mixture, vector in want.items():
         lm = scripted_lm(lm.script)
         out = solve(lm, soft(mixture=mixture, k=3, temperature=0.7))
-        assert torch.allclose(torch.stack(lm.fed[tuple(PROMPT)][:6]), vector.expand(6, -1), atol=1e-5), mixture
+        assert torch.allclose(torch.stack(lm.fed[tuple(PROMPT)][:6]), vector.expand(6, -1), atol=1e-5), (
+            mixture
+        )
         first = out.steps[0]
         assert first.top is not None and first.top.ids == (A, B, C)
         assert first.top.probs == pytest.approx([p[t] for t in top], rel=1e-4)
@@ -314,7 +321,15 @@ def test_the_mixtures_that_are_fed(scripted_lm: MakeLM) -> None:
 
 def test_the_weights_reported_are_the_weights_fed(scripted_lm: MakeLM) -> None:
     law = {A: 0.4, B: 0.3, C: 0.2, D: 0.1}
-    for mixture in ("non_uniform", "inverse_p", "dirichlet", "nucleus", "uniform", "hard_argmax", "hard_sample"):
+    for mixture in (
+        "non_uniform",
+        "inverse_p",
+        "dirichlet",
+        "nucleus",
+        "uniform",
+        "hard_argmax",
+        "hard_sample",
+    ):
         lm = scripted_lm(always(law))
         out = solve(lm, soft(mixture=mixture, k=4, nucleus_p=0.85))
         for step, vector in zip(out.steps[:6], lm.fed[tuple(PROMPT)], strict=False):
@@ -398,7 +413,9 @@ def test_the_answer_s_temperature_does_not_touch_thinking(tiny_lm: Tiny, mixture
     lm = tiny_lm("llama")
 
     def at(temperature2: float | None) -> Generation:
-        strategy = SoftThinking(mixture=mixture, T_e=8, temperature=0.6, temperature2=temperature2, min_end_prob=1.0)
+        strategy = SoftThinking(
+            mixture=mixture, T_e=8, temperature=0.6, temperature2=temperature2, min_end_prob=1.0
+        )
         out = lm.generate("What is 12 + 30?", strategy, max_new_tokens=24, seed=5)
         assert isinstance(out, Generation)
         return out

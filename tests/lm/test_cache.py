@@ -38,7 +38,8 @@ class Source:
 
     def row(self, length: int) -> Row:
         return [
-            (self.numbers(HEADS, length, KEY_WIDTH), self.numbers(HEADS, length, VALUE_WIDTH)) for _ in range(LAYERS)
+            (self.numbers(HEADS, length, KEY_WIDTH), self.numbers(HEADS, length, VALUE_WIDTH))
+            for _ in range(LAYERS)
         ]
 
 
@@ -289,3 +290,56 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="use fork"):
         cache.select([0, 0])
     assert cache.lengths == [4, 2]
+
+
+# Cases that a random sequence meets seldom
+
+
+@pytest.mark.parametrize("operation", ["select", "crop", "fork", "append", "drop", "replace", "prefill"])
+def test_the_mask_follows_the_rows(operation: str) -> None:
+    """The mask is kept from step to step; whatever changes a row's length or place must renew it."""
+    source, cache = Source(), RaggedCache(4)
+    rows = [source.row(5), source.row(2), source.row(3)]
+    prefill(cache, rows)
+    for _ in range(2):
+        rows = step(cache, rows, [source.row(1) for _ in rows])  # checks the mask that it is given
+    if operation == "select":
+        cache.select([1, 2, 0])
+        rows = [rows[1], rows[2], rows[0]]
+    elif operation == "crop":
+        cache.crop(2, 1)
+        rows[2] = cut(rows[2], 1)
+    elif operation == "fork":
+        cache.fork(0, 4)
+        rows.append(cut(rows[0], 4))
+    elif operation in ("drop", "replace"):
+        cache.drop(1)
+        rows[1] = rows.pop()
+    if operation in ("append", "replace"):
+        new = source.row(6)
+        cache.append(Prefix(tuple(k for k, _ in new), tuple(v for _, v in new)))
+        rows.append(new)
+    elif operation == "prefill":
+        rows.append(source.row(1))
+        prefill(cache, rows[-1:])
+    for _ in range(2):
+        rows = step(cache, rows, [source.row(1) for _ in rows])
+
+
+@pytest.mark.parametrize("operation", ["prefill", "ragged prefill", "append", "move"])
+def test_a_broken_row_leaves_nothing_behind(operation: str) -> None:
+    source, cache = Source(), RaggedCache(4)
+    broken = [(torch.full_like(k, float("nan")), torch.full_like(v, float("nan"))) for k, v in source.row(9)]
+    rows = [source.row(9), broken]
+    prefill(cache, rows)
+    if operation == "move":
+        rows.append(source.row(4))
+        prefill(cache, rows[-1:])
+    cache.drop(1)
+    rows = [rows[0], *rows[2:]]
+    new = [source.row(3), source.row(2)] if operation == "ragged prefill" else [source.row(3)]
+    if "prefill" in operation:
+        prefill(cache, new)
+    elif operation == "append":
+        cache.append(Prefix(tuple(k for k, _ in new[0]), tuple(v for _, v in new[0])))
+    step(cache, [*rows, *new][: cache.rows], [source.row(1) for _ in range(cache.rows)])

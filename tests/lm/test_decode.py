@@ -140,7 +140,8 @@ class Twin:
 
 
 @pytest.mark.parametrize(
-    ("name", "ragged"), [*((name, True) for name in MODELS), ("llama", False), ("qwen3", False), ("gpt2", False)]
+    ("name", "ragged"),
+    [*((name, True) for name in MODELS), ("llama", False), ("qwen3", False), ("gpt2", False)],
 )
 def test_cached_is_recomputed_whatever_is_done_to_the_rows(
     models: Callable[[str], CausalLM], name: str, ragged: bool, monkeypatch: pytest.MonkeyPatch

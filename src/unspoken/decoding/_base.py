@@ -227,7 +227,7 @@ class Strategy(ABC):
             declared used up (`row.counted`), which the loop ends.
         """
 
-    def observe(self, row: Row, token_id: int, text: str) -> None:
+    def observe(self, row: Row, token_id: int, text: str) -> None:  # noqa: B027 - most have nothing to do
         """Called after each token of the row with the text it added, to change phase on what was said."""
 
     def stream(
@@ -261,7 +261,13 @@ class Strategy(ABC):
 
         requests = [
             Request(
-                prompt, self, id=i, max_new_tokens=max_new_tokens, seed=derive_seed(seed, i), stop=tuple(stop), trace=trace
+                prompt,
+                self,
+                id=i,
+                max_new_tokens=max_new_tokens,
+                seed=derive_seed(seed, i),
+                stop=tuple(stop),
+                trace=trace,
             )
             for i, prompt in enumerate(prompts)
         ]

@@ -322,4 +322,3 @@ def _group(prompts: list[tuple[int, ...]]) -> int:
         if i and (padded > PADDING_ALLOWED * total or padded > PREFILL_TOKENS):
             return i
     return len(prompts)
-

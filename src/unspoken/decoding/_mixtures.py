@@ -13,7 +13,9 @@ _TINY = 1e-6
 _LEAST_CONCENTRATION = 1e-4
 
 
-def weights(mixture: str, probs: Tensor, *, alpha: float, draw: Callable[[], Sequence[torch.Generator]]) -> Tensor:
+def weights(
+    mixture: str, probs: Tensor, *, alpha: float, draw: Callable[[], Sequence[torch.Generator]]
+) -> Tensor:
     """Mixture weights [n, K] of candidates with probabilities `probs` [n, K], descending.
 
     Weights are at least 0 and sum to 1; a candidate of probability 0 gets none. With

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from unspoken.decoding._base import Prompt, Row
@@ -25,11 +26,12 @@ def with_opener(lm: CausalLM, prompt: Prompt, think_open: ThinkOpen) -> list[int
     """
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    is_chat = len(prompt) > 0 and isinstance(prompt[0], dict)
+    is_chat = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
     if is_chat and think_open == "user_suffix":
         *before, last = prompt
-        assert isinstance(last, dict)
-        prompt = [*before, {**last, "content": f"{last['content']}\n{OPEN}"}]  # type: ignore[list-item]
+        content = last.get("content") if isinstance(last, Mapping) else None
+        if isinstance(content, str) and content.strip():  # else encode_prompt says what is wrong
+            prompt = [*before, {**last, "content": f"{content}\n{OPEN}"}]  # type: ignore[dict-item]
     ids = lm.tokens.encode_prompt(prompt)
     if not ids:
         raise ConfigError("The prompt is empty.", 'Type a question, for example: "What is 17 * 23?"')

@@ -152,17 +152,13 @@ def token_logprob(logits: Tensor, ids: Tensor) -> Tensor:
 
 def entropy(probs: Tensor) -> Tensor:
     """[B] entropy in nats of probabilities [B, V]."""
-    return torch.special.entr(probs).sum(-1)
+    terms: Tensor = torch.special.entr(probs)
+    return terms.sum(-1)
 
 
-def entropy_of_logits(logits: Tensor, temperature: float) -> Tensor:
-    """[B] entropy in nats of `softmax(logits / T)`, 0 for T = 0."""
-    if temperature < GREEDY_BELOW:
-        return logits.new_zeros(logits.shape[0])
-    return entropy(torch.softmax(logits / temperature, dim=-1))
-
-
-def filter_problems(temperature: float, top_k: int, top_p: float, min_p: float, suffix: str = "") -> list[str]:
+def filter_problems(
+    temperature: float, top_k: int, top_p: float, min_p: float, suffix: str = ""
+) -> list[str]:
     """What is wrong with sampling parameters, each as one sentence."""
     problems = []
     if not temperature >= 0.0:

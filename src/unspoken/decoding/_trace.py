@@ -147,7 +147,14 @@ class Recorder:
             top = self._top([int(x) for x in ids], probs, weights)
         step = block.steps[i]
         return Step(
-            step.row, step.index, step.phase, step.kind, step.token_id, step.text, top=top, **known  # type: ignore[arg-type]
+            step.row,
+            step.index,
+            step.phase,
+            step.kind,
+            step.token_id,
+            step.text,
+            top=top,
+            **known,  # type: ignore[arg-type]
         )
 
     def _top(self, ids: list[int], probs: list[float], weights: list[float]) -> Top:

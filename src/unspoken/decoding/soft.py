@@ -104,7 +104,9 @@ class SoftThinking(Strategy):
         if self.T_total is not None and self.T_total < 1:
             found.append(f"T_total must be at least 1, not {self.T_total}.")
         elif self.T_total is not None and self.T_e > self.T_total:
-            found.append(f"T_e ({self.T_e}) must not exceed T_total ({self.T_total}), which also holds the answer.")
+            found.append(
+                f"T_e ({self.T_e}) must not exceed T_total ({self.T_total}), which also holds the answer."
+            )
         if not 0.0 < self.min_end_prob <= 1.0:
             found.append(f"min_end_prob must be in (0, 1], not {self.min_end_prob}.")
         if not self.dirichlet_alpha > 0.0:
@@ -193,7 +195,9 @@ class SoftThinking(Strategy):
             feed = Feed(rows, "token", token_ids=token, ends=False)
             feed.logprob = _sampling.token_logprob(logits, token)
             share = probs.gather(-1, place)[:, 0] / probs.sum(-1)
-            feed.sampled_logprob = share.log() if self.base_mixture == "hard_sample" else torch.zeros_like(share)
+            feed.sampled_logprob = (
+                share.log() if self.base_mixture == "hard_sample" else torch.zeros_like(share)
+            )
         else:
             if self.base_mixture == "element_wise_max":
                 vectors = lm.element_wise_max(torch.where(probs > 0, ids, ids[:, :1]))
