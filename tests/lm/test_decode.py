@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, MistralConfig
 
 from unspoken.lm import cache as cache_module
-from unspoken.lm.decode import MAX_SWAPPED_ROWS, Decoder, StepMode, _swapped_forward, ragged_attention
+from unspoken.lm.decode import MAX_SWAPPED_ROWS, Decoder, StepMode, _norm_forward, _swapped_forward, ragged_attention
 from unspoken.lm.model import CausalLM
 
 ROWS = 4
@@ -233,12 +233,14 @@ def state_of(model: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("rows", [1, 2, MAX_SWAPPED_ROWS, MAX_SWAPPED_ROWS + 1])
 def test_step_mode_is_on_for_one_forward_only(tiny_lm: Callable[[str], CausalLM], rows: int) -> None:
     model = tiny_lm("llama").model
+    norms = [name for name, _ in model.named_modules() if name.endswith("norm")]
     linears = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     before = state_of(model)
     with StepMode(model)(rows):
         attention, changed, _, _ = state_of(model)
         assert attention == "unspoken_ragged"
-        assert changed == (linears if 1 < rows <= MAX_SWAPPED_ROWS else [])
+        assert len(norms) == 5  # two in each of two layers, and the last
+        assert sorted(changed) == sorted(norms + (linears if 1 < rows <= MAX_SWAPPED_ROWS else []))
     assert state_of(model) == before == ("sdpa", [], 0, False)
 
 
@@ -311,3 +313,19 @@ def test_no_gradients_and_no_dropout(tiny_model: Any) -> None:
         lm.model.eval()
     assert torch.equal(*runs) and not runs[0].requires_grad
     assert not torch.is_inference(runs[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_in_two_calls_give_the_same(dtype: torch.dtype) -> None:
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    norm = LlamaRMSNorm(48).to(dtype)
+    norm.weight.data.uniform_(0.5, 1.5)
+    fast = _norm_forward(norm)
+    assert fast is not None
+    x = torch.randn(3, 1, 48).to(dtype) * 7
+    torch.testing.assert_close(fast(x), norm(x), rtol=torch.finfo(dtype).eps * 2, atol=0)
+    other = GemmaRMSNorm(48)  # its weight is an offset from one: not the same function, so it is left alone
+    other.variance_epsilon = other.eps
+    assert _norm_forward(other) is None and _norm_forward(nn.LayerNorm(48)) is None
