@@ -16,13 +16,60 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from abc import ABCMeta
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from unspoken.errors import ConfigError, suggest
 
 T = TypeVar("T")
+
+
+class ConfigMeta(ABCMeta):
+    """Makes a dataclass accept the other names of its fields, and name what it does not know.
+
+    The class lists them in `aliases`. One that points at no field of the class is for commands only.
+    """
+
+    if not TYPE_CHECKING:  # a typed signature here would hide that of the dataclass
+
+        def __call__(cls, *args, **kwargs):
+            fields = {f.name for f in dataclasses.fields(cls) if f.init}
+            aliases = {alias: name for alias, name in cls.aliases.items() if name in fields}
+            problems = []
+            for alias, name in aliases.items():
+                if alias in kwargs and name in kwargs:
+                    problems.append(f"{alias!r} and {name!r} are the same field of {cls.__name__}.")
+                elif alias in kwargs:
+                    kwargs[name] = kwargs.pop(alias)
+            for key in kwargs:
+                if key not in fields and key not in aliases:
+                    problems.append(_unknown_field(cls, key, fields, aliases))
+            if problems:
+                raise ConfigError(problems)
+            return super().__call__(*args, **kwargs)
+
+
+def check_fields(config: Any) -> list[str]:
+    """Check the types of a frozen dataclass's fields, widening what may be widened.
+
+    Returns:
+        What is wrong, each as one sentence.
+    """
+    hints, problems = typing.get_type_hints(type(config)), []
+    for f in dataclasses.fields(config):
+        try:
+            object.__setattr__(config, f.name, coerce(getattr(config, f.name), hints[f.name]))
+        except ValueError as error:
+            problems.append(f"{f.name} {error}.")
+    return problems
+
+
+def _unknown_field(cls: type, key: str, fields: Iterable[str], aliases: Iterable[str]) -> str:
+    near = suggest(key, [*fields, *aliases])
+    meant = f" Did you mean {near!r}?" if near else ""
+    return f"Unknown field {key!r} of {cls.__name__}.{meant} Known: {', '.join(fields)}."
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -50,9 +97,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, aliases: Mapping[str, 
     for key, value in values.items():
         name = aliases.get(key, key).replace("-", "_")
         if name not in fields:
-            near = suggest(key, [*fields, *aliases])
-            meant = f" Did you mean {near!r}?" if near else ""
-            problems.append(f"Unknown field {key!r} of {cls.__name__}.{meant} Known: {', '.join(fields)}.")
+            problems.append(_unknown_field(cls, key, fields, aliases))
             continue
         if name in given:
             problems.append(f"{key!r} and another key both set {name!r} of {cls.__name__}.")
@@ -205,15 +250,6 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold a mapping of options, not a {type(loaded).__name__}.")
     return {str(key): value for key, value in loaded.items()}
-
-
-def save_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping as YAML, keys in the given order."""
-    import yaml
-
-    Path(path).write_text(
-        yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -53,7 +53,7 @@ class Step:
         sampled_logprob: Log-probability under the law that was sampled from (0 for greedy choices and
             None for forced tokens).
         top: The candidates, with `trace="full"`.
-        entropy: Of the tempered, unfiltered next-token law, in nats.
+        entropy: Of the tempered, unfiltered next-token law, in nats (at temperature 1 for a greedy token).
         end_prob: Probability that thinking ends here.
         norm_ratio: Norm of the fed vector over the weighted mean norm of its parts; 1 for a token.
         notes: Anything else a strategy reports about the step.

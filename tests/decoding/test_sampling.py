@@ -203,9 +203,12 @@ def test_logprob_and_entropy() -> None:
     assert torch.allclose(_sampling.token_logprob(logits, ids).double(), exact[range(5), ids], atol=1e-5)
     p = tempered(logits, 0.7)
     want = [-math.fsum(x * math.log(x) for x in row if x > 0) for row in p.double().tolist()]
-    assert _sampling.entropy(p).tolist() == pytest.approx(want, abs=1e-5)
-    assert _sampling.entropy(tempered(logits, 0.0)).tolist() == [0.0] * 5
-    assert _sampling.entropy(torch.full((1, 8), 1 / 8)).item() == pytest.approx(math.log(8))
+    assert _sampling.entropy(p, logits, 0.7).tolist() == pytest.approx(want, abs=1e-5)
+    assert _sampling.entropy(tempered(logits, 0.0), logits, 0.0).tolist() == [0.0] * 5
+    even = torch.zeros(1, 8)
+    assert _sampling.entropy(torch.full((1, 8), 1 / 8), even, 1.0).item() == pytest.approx(math.log(8))
+    even[0, 4:] = -torch.inf  # tokens that cannot be chosen
+    assert _sampling.entropy(tempered(even, 1.0), even, 1.0).item() == pytest.approx(math.log(4))
 
 
 # The sampler that strategies share

@@ -437,3 +437,14 @@ def test_a_broken_row_does_not_disturb_its_neighbours(scripted_lm: MakeLM, mixtu
     assert out[6].reason.startswith("error: the model gave logits that are not finite")
     alone = fold(run(scripted_lm(script), requests[:1]))[5]  # type: ignore[arg-type]
     assert out[5].steps == alone.steps and out[5].reason == "length"
+
+
+def test_python_takes_the_originals_names_and_refuses_what_it_does_not_know() -> None:
+    assert SoftThinking(strategy="uniform", top_p=0.5) == SoftThinking(mixture="uniform", top_p2=0.5)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="same field"):
+        SoftThinking(strategy="uniform", mixture="uniform")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="Did you mean 'mixture'"):
+        SoftThinking(mixtur="uniform")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError) as caught:
+        SoftThinking(mixture="unifrom", T_e="5", budget_mode="x")  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 3 and "did you mean 'uniform'" in str(caught.value)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, MistralConfig
 
 from unspoken.lm import cache as cache_module
-from unspoken.lm.decode import MAX_SWAPPED_ROWS, Decoder, StepMode, _norm_forward, _swapped_forward, ragged_attention
+from unspoken.lm.decode import (
+    SWAPPED_ROWS,
+    Decoder,
+    StepMode,
+    _norm_forward,
+    _swapped_forward,
+    ragged_attention,
+)
 from unspoken.lm.model import CausalLM
 
 ROWS = 4
@@ -230,7 +237,9 @@ def state_of(model: Any) -> tuple[Any, ...]:
     return model.config._attn_implementation, changed, hooks, model.training
 
 
-@pytest.mark.parametrize("rows", [1, 2, MAX_SWAPPED_ROWS, MAX_SWAPPED_ROWS + 1])
+@pytest.mark.parametrize(
+    "rows", [1, SWAPPED_ROWS[0] - 1, SWAPPED_ROWS[0], SWAPPED_ROWS[-1], SWAPPED_ROWS[-1] + 1]
+)
 def test_step_mode_is_on_for_one_forward_only(tiny_lm: Callable[[str], CausalLM], rows: int) -> None:
     model = tiny_lm("llama").model
     norms = [name for name, _ in model.named_modules() if name.endswith("norm")]
@@ -240,7 +249,7 @@ def test_step_mode_is_on_for_one_forward_only(tiny_lm: Callable[[str], CausalLM]
         attention, changed, _, _ = state_of(model)
         assert attention == "unspoken_ragged"
         assert len(norms) == 5  # two in each of two layers, and the last
-        assert sorted(changed) == sorted(norms + (linears if 1 < rows <= MAX_SWAPPED_ROWS else []))
+        assert sorted(changed) == sorted(norms + (linears if rows in SWAPPED_ROWS else []))
     assert state_of(model) == before == ("sdpa", [], 0, False)
 
 

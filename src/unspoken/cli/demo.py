@@ -88,7 +88,7 @@ def demo_command(words: list[str]) -> int:
         _say(f"  {name:<{max(map(len, WAYS))}}  {run.summary}\n")
         runs.append(run)
     _conclude(runs, folder, options, time.perf_counter() - started)
-    return 0
+    return 0 if all(run.state == "complete" for run in runs) else 1
 
 
 def _conclude(runs: list[Run], folder: Path, options: DemoOptions, seconds: float) -> None:

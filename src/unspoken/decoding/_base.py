@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from unspoken.config import ConfigMeta, check_fields
 from unspoken.errors import ConfigError
 from unspoken.types import Event, Kind, Message, Phase, RowId, Trace
 
@@ -168,7 +169,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Strategy(ABC):
+class Strategy(metaclass=ConfigMeta):
     """A way to think and answer. A frozen dataclass in a file of its own; the file name is its name.
 
     The fields are the Python arguments, the command's flags, the web form and the recorded
@@ -179,7 +180,8 @@ class Strategy(ABC):
     """Other names of fields, as the original code bases call them."""
 
     def __post_init__(self) -> None:
-        problems = self.problems()
+        # The class's own checks need values of the right types.
+        problems = check_fields(self) or self.problems()
         if problems:
             raise ConfigError(problems)
 
@@ -276,7 +278,7 @@ class Strategy(ABC):
             raise ConfigError(problems)
         for request in requests[:1]:
             self.budget(request)
-        return run(lm, requests, batch_size=batch_size, live=live)
+        return run(lm, requests, batch_size=min(batch_size, max(1, len(requests))), live=live)
 
 
 def derive_seed(*parts: int | str) -> int:

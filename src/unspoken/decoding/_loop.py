@@ -82,6 +82,7 @@ class _Loop:
         self.block = 1 if live else BLOCK_STEPS
         self.recorder = Recorder(lm)
         self.live: list[_Live] = []
+        self.finished = False  # whether a row has ended since the last drain
         self.decoder = Decoder(lm, batch_size)
         self.logits: Tensor | None = None  # [n, V] at each live row's last position
         self.hidden: Tensor | None = None  # [n, D]
@@ -94,8 +95,9 @@ class _Loop:
             if self.live:
                 self._step()
             since += 1
-            if since >= self.block or not self.live:
-                since = 0
+            if since >= self.block or self.finished or not self.live:
+                # A finished row is handed over at once: whoever keeps it must not lose it to a later failure.
+                since, self.finished = 0, False
                 yield from self.recorder.drain()
         yield from self.recorder.drain()
 
@@ -299,6 +301,7 @@ class _Loop:
     def _finish(self, place: int, reason: str) -> None:
         """Report the end of a row and give its place to the last one."""
         live = self.live[place]
+        self.finished = True
         row, counts = live.row, live.counts
         self.decoder.cache.drop(place)
         self.live[place] = self.live[-1]

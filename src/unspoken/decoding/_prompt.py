@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from unspoken.decoding._base import Prompt, Row
-from unspoken.errors import ConfigError
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -33,10 +32,8 @@ def with_opener(lm: CausalLM, prompt: Prompt, think_open: ThinkOpen) -> list[int
         if isinstance(content, str) and content.strip():  # else encode_prompt says what is wrong
             prompt = [*before, {**last, "content": f"{content}\n{OPEN}"}]  # type: ignore[dict-item]
     ids = lm.tokens.encode_prompt(prompt)
-    if not ids:
-        raise ConfigError("The prompt is empty.", 'Type a question, for example: "What is 17 * 23?"')
     if is_chat and think_open == "assistant_prefix" and not opens_think(lm, ids):
-        ids = ids + lm.tokens.encode(OPEN)
+        ids = lm.tokens.append_to_prompt(ids, OPEN)
     return ids
 
 

@@ -94,8 +94,14 @@ def _sorted_head(probs: Tensor, k: int, top_p: float) -> tuple[Tensor, Tensor]:
         return top_k(probs, k)
     if probs.shape[-1] > _NUCLEUS_FIRST:
         kept, ids = probs.topk(_NUCLEUS_FIRST, dim=-1)
-        if bool((kept.sum(-1) >= top_p + 1e-4).all()):
+        flat = kept.sum(-1) < top_p + 1e-4
+        if not bool(flat.any()):
             return kept, ids
+        # Row by row, so that a flat row does not change how its neighbours break ties.
+        pad = (0, probs.shape[-1] - _NUCLEUS_FIRST)
+        kept, ids = torch.nn.functional.pad(kept, pad), torch.nn.functional.pad(ids, pad)
+        kept[flat], ids[flat] = probs[flat].sort(dim=-1, descending=True)
+        return kept, ids
     return probs.sort(dim=-1, descending=True)
 
 
@@ -150,10 +156,17 @@ def token_logprob(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.gather(-1, ids[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
 
 
-def entropy(probs: Tensor) -> Tensor:
-    """[B] entropy in nats of probabilities [B, V]."""
-    terms: Tensor = torch.special.entr(probs)
-    return terms.sum(-1)
+def entropy(probs: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """[B] entropy in nats of `probs = softmax(logits / T)` [B, V]; 0 for T = 0.
+
+    With L the log of the normaliser, `-sum p log p = L - sum p z / T`, and the largest entry gives L: one
+    logarithm a row instead of one a token.
+    """
+    if temperature < GREEDY_BELOW:
+        return logits.new_zeros(logits.shape[0])
+    finite = logits.clamp(min=torch.finfo(logits.dtype).min)  # 0 x -inf would be NaN
+    gap = logits.amax(-1) - (probs * finite).sum(-1)
+    return (gap / temperature - probs.amax(-1).log()).clamp(min=0.0)
 
 
 def filter_problems(

@@ -51,8 +51,11 @@ class Sampler:
             sampled_logprob=sampled,
         )
         if summary:
-            shown = torch.softmax(logits, -1) if probs is None else probs
-            feed.trace["entropy"] = _sampling.entropy(shown)
+            # A greedy choice is shown against the model's own law.
+            shown, temperature = (
+                (probs, self.temperature) if probs is not None else (torch.softmax(logits, -1), 1.0)
+            )
+            feed.trace["entropy"] = _sampling.entropy(shown, logits, temperature)
             if state.trace(rows, "full"):
                 add_top(feed, shown, ids)
         return feed

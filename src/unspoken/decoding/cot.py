@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ class ChainOfThought(Strategy):
     The whole text is the answer phase, unless the model opens a thinking block (`<think>`), which lasts
     until it is closed.
     """
+
+    # The budget is not this strategy's own, but the originals' name for it works beside it on a command line.
+    aliases: ClassVar[dict[str, str]] = {"T_total": "max_new_tokens"}
 
     temperature: float = 0.6
     """Sampling temperature; 0 is greedy."""

@@ -139,7 +139,7 @@ class SoftThinking(Strategy):
         if opener is None:
             opener = "<answer>" if self.mixture.startswith(_DIRECT) else _prompt.OPEN
         # Pieces are encoded apart: together, "</think><think>" would merge into other tokens.
-        row.memory["transition"] = [i for piece in (self.transition, opener) for i in lm.tokens.encode(piece)]
+        row.memory["transition"] = lm.tokens.transition(self.transition, opener)
         row.enter("think")
 
     def next_input(self, logits: Tensor, hidden: Tensor, state: State) -> list[Feed]:
@@ -178,7 +178,7 @@ class SoftThinking(Strategy):
             probs, ids = _sampling.top_k(p, self.k)
         feed = self._mix(logits, ids, probs, rows, state)
         if state.trace(rows, "summary"):
-            feed.trace["entropy"] = _sampling.entropy(p)
+            feed.trace["entropy"] = _sampling.entropy(p, logits, self.temperature)
             feed.trace["end_prob"] = ends[:, 0]
         return [feed]
 

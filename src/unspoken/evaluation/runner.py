@@ -86,10 +86,17 @@ def evaluate(
         ConfigError: If an argument is impossible, or the folder cannot be used. Nothing was generated then.
         RunError: If every row failed, or a result could not be written; finished rows are kept.
     """
+    from unspoken.decoding import Request
+
     task = TASKS.find(task)() if isinstance(task, str) else task
     strategy = STRATEGIES.find(strategy)() if isinstance(strategy, str) else strategy
     problems = _impossible(samples, limit, start, shard, batch_size, max_new_tokens, trace)
     problems += strategy.check(lm)
+    if not problems:
+        try:
+            strategy.budget(Request("", strategy, max_new_tokens=max_new_tokens))
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     examples = task.examples()
@@ -105,8 +112,6 @@ def evaluate(
         store = Folder(Path(output).expanduser(), config, machine, shard=shard, force=force)
 
     def request(item: _Item) -> Request:
-        from unspoken.decoding import Request
-
         prompt = task.prompt(item.example)
         return Request(prompt, strategy, item.id, max_new_tokens=max_new_tokens, seed=item.seed, trace=trace)
 
@@ -167,7 +172,7 @@ class _Session:
                 else:
                     yield made
 
-        for event in decoding.run(self.lm, requests(), batch_size=batch_size):
+        for event in decoding.run(self.lm, requests(), batch_size=min(batch_size, len(missing))):
             if self.on_event is not None:
                 self.on_event(event)
             live.setdefault(event.row, Generation(event.row)).apply(event)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from unspoken.config import ConfigMeta, check_fields
 from unspoken.errors import ConfigError
 from unspoken.types import Example, Grade, Message
 
 
 @dataclass(frozen=True)
-class Task(ABC):
+class Task(metaclass=ConfigMeta):
     """One benchmark. A frozen dataclass: its fields are arguments, flags and recorded configuration.
 
     A subclass lives alone in `tasks/NAME.py`; the file name is the task's name. `version` goes up
@@ -22,7 +23,8 @@ class Task(ABC):
     aliases: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
-        problems = self.problems()
+        # The class's own checks need values of the right types.
+        problems = check_fields(self) or self.problems()
         if problems:
             raise ConfigError(problems)
 
