@@ -151,10 +151,10 @@ def show(title: str, cell: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def steps(lm: Any, repeats: int) -> dict[str, Any]:
+def steps(lm: Any, repeats: int, batches: list[int]) -> dict[str, Any]:
     cells = {}
     greedy = un.ChainOfThought(temperature=0)
-    for batch in (1, 8, 32):
+    for batch in batches:
         prompts = questions(batch)
         variants = {
             "generate, greedy": lambda p=prompts, b=batch: generate(
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="of the part `steps`")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/bench"))
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -273,8 +274,10 @@ def main() -> None:
                 found[part] = memory(args.model, dtype)
             elif part == "scaling":
                 found[part] = scaling(lm)
+            elif part == "steps":
+                found[part] = steps(lm, args.repeats, args.batches)
             else:
-                found[part] = {"steps": steps, "ragged": ragged, "trace": trace}[part](lm, args.repeats)
+                found[part] = {"ragged": ragged, "trace": trace}[part](lm, args.repeats)
         results["dtypes"][dtype] = found
         (args.output / "decoding.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"\nSaved {args.output / 'decoding.json'}")

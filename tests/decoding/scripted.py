@@ -83,14 +83,14 @@ class ScriptedDecoder:
         self.cache = self
         lm.decoders.append(self)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def prefill(self, prompts: Sequence[Sequence[int]], gaps: Any = None) -> tuple[Tensor, Tensor]:
         new = [_Row(tuple(prompt)) for prompt in prompts]
         self._add(new)
         self.prefilled.append([row.prompt for row in new])
         return self._state(new)
 
-    def step(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        assert vectors.shape == (len(self.rows), WIDTH)
+    def step(self, vectors: Tensor, gaps: Any = None) -> tuple[Tensor, Tensor]:
+        assert gaps is None and vectors.shape == (len(self.rows), WIDTH)
         self.forwards += 1
         for row, vector in zip(self.rows, vectors, strict=True):
             row.fed.append(vector.clone())

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, Mist
 from unspoken.lm import cache as cache_module
 from unspoken.lm.decode import (
     SWAPPED_ROWS,
+    SWAPPED_ROWS_OF_HEAD,
     Decoder,
     StepMode,
+    _linear_forward,
     _norm_forward,
-    _swapped_forward,
     ragged_attention,
 )
 from unspoken.lm.model import CausalLM
@@ -223,12 +224,23 @@ def test_attention_against_a_loop(softcap: float | None, window: int | None, hea
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(2, 1, 6), (5, 6), (3, 4, 6)])
-def test_swapped_linear_layers_give_the_same(bias: bool, shape: tuple[int, ...]) -> None:
-    linear = nn.Linear(6, 9, bias=bias)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    out = _swapped_forward(linear)(x)
-    assert out.is_contiguous() and torch.allclose(out, linear(x), atol=1e-6)
+@pytest.mark.parametrize("outputs", [9, 60])
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("float32", (2, 1, 6)), ("float32", (5, 6)), ("bfloat16", (1, 1, 6))]
+)
+def test_linear_layers_in_another_order_give_the_same(
+    dtype: str, shape: tuple[int, ...], outputs: int, bias: bool
+) -> None:
+    linear = nn.Linear(6, outputs, bias=bias, dtype=getattr(torch, dtype))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(linear.weight.dtype)
+    found = _linear_forward(linear)
+    assert found is not None
+    forward, when = found
+    heads = SWAPPED_ROWS_OF_HEAD if outputs == 60 else SWAPPED_ROWS
+    assert when == (heads if dtype == "float32" else range(1, 2))
+    out = forward(x)
+    assert out.is_contiguous() and out.shape == (*shape[:-1], outputs)
+    assert torch.allclose(out, linear(x), atol=1e-6 if dtype == "float32" else 2e-2)
 
 
 def state_of(model: Any) -> tuple[Any, ...]:
@@ -249,7 +261,8 @@ def test_step_mode_is_on_for_one_forward_only(tiny_lm: Callable[[str], CausalLM]
         attention, changed, _, _ = state_of(model)
         assert attention == "unspoken_ragged"
         assert len(norms) == 5  # two in each of two layers, and the last
-        assert sorted(changed) == sorted(norms + (linears if rows in SWAPPED_ROWS else []))
+        faster = [n for n in linears if rows in (SWAPPED_ROWS_OF_HEAD if n == "lm_head" else SWAPPED_ROWS)]
+        assert sorted(changed) == sorted(norms + faster)
     assert state_of(model) == before == ("sdpa", [], 0, False)
 
 

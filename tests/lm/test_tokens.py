@@ -218,14 +218,6 @@ def test_what_a_template_refuses_is_reported_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "opens"),
-    [(CHATML, False), (CHATML.replace("assistant\n", "assistant\n<think>\n"), True), (None, False)],
-)
-def test_whether_the_template_opens_thinking(template: str | None, opens: bool) -> None:
-    assert with_template(template).template_opens_think is opens
-
-
-@pytest.mark.parametrize(
     ("template", "ends"),
     [
         (CHATML, ["<|im_end|>"]),

@@ -23,6 +23,7 @@ from unspoken.errors import ConfigError
 from unspoken.types import Event, Kind, Message, Phase, RowId, Trace
 
 if TYPE_CHECKING:
+    from unspoken.lm.decode import Gap
     from unspoken.lm.model import CausalLM
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -86,6 +87,8 @@ class Row:
         phase_steps: Steps in the present phase.
         forced: Ids to feed before the strategy is asked again.
         after_forced: The phase that follows the forced text.
+        gap: Positions left out, for models trained with a hole in their positions: the first position
+            that moves, and by how many it and all later ones do.
         memory: For the strategy.
     """
 
@@ -99,6 +102,7 @@ class Row:
     phase_steps: int = 0
     forced: deque[int] = field(default_factory=deque)
     after_forced: Phase = "answer"
+    gap: Gap = (0, 0)
     memory: dict[str, Any] = field(default_factory=dict)
     notes: list[tuple[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)

@@ -18,7 +18,7 @@ from unspoken.decoding._base import Feed, Request, Row, State, Strategy
 from unspoken.decoding._sampling import token_logprob
 from unspoken.decoding._trace import NOT_FINITE, Recorder
 from unspoken.errors import ConfigError, UnspokenError
-from unspoken.lm.decode import Decoder
+from unspoken.lm.decode import Decoder, Gap
 from unspoken.types import FORCED_KINDS, LATENT_KINDS, Done, Event, RowId, Usage
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ def run(
     return _Loop(lm, iter(requests), batch_size, live).events()
 
 
+_Key = tuple[tuple[int, ...], Gap]
+"""What rows must have in common to share a prompt that was read once: its ids, and the gap in its positions."""
+
+
 @dataclass(eq=False)
 class _Counts:
     """Work done for one row."""
@@ -73,6 +77,10 @@ class _Live:
     row: Row
     counts: _Counts = field(default_factory=_Counts)
 
+    @property
+    def key(self) -> _Key:
+        return _key(self.row)
+
 
 class _Loop:
     def __init__(self, lm: CausalLM, requests: Iterator[Request | None], batch_size: int, live: bool) -> None:
@@ -86,7 +94,7 @@ class _Loop:
         self.decoder = Decoder(lm, batch_size)
         self.logits: Tensor | None = None  # [n, V] at each live row's last position
         self.hidden: Tensor | None = None  # [n, D]
-        self.prompts: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # read by a live row
+        self.prompts: dict[_Key, tuple[Tensor, Tensor]] = {}  # read by a live row
 
     def events(self) -> Iterator[Event]:
         since = 0
@@ -130,33 +138,34 @@ class _Loop:
         if problems:
             raise ConfigError(problems)
         ids = strategy.prompt_ids(self.lm, request.prompt)
-        limit = self.lm.max_positions
-        if limit is not None and len(ids) >= limit:
-            raise ConfigError(f"The prompt has {len(ids)} tokens, but the model's context holds {limit}.")
         generator = torch.Generator().manual_seed(request.seed)
         row = Row(request, ids, strategy.budget(request), generator)
         strategy.begin(self.lm, row)
+        limit = self.lm.max_positions
+        if limit is not None and len(ids) + row.gap[1] >= limit:
+            gap = f" and leaves out {row.gap[1]} positions" if row.gap[1] else ""
+            raise ConfigError(f"The prompt has {len(ids)} tokens{gap}, but the model's context holds {limit}.")
         return row
 
     def _prefill(self, new: list[Row]) -> None:
         """Let new rows read their prompts: each distinct prompt once, of like lengths together."""
-        waiting = sorted({tuple(row.prompt_ids) for row in new} - set(self.prompts), key=len)
-        first: dict[tuple[int, ...], list[Row]] = {}
+        first: dict[_Key, list[Row]] = {}
         for row in new:
-            first.setdefault(tuple(row.prompt_ids), []).append(row)
+            first.setdefault(_key(row), []).append(row)
+        waiting = sorted(first.keys() - self.prompts.keys(), key=lambda key: len(key[0]))
         while waiting:
-            count = _group(waiting)
+            count = _group([prompt for prompt, _ in waiting])
             group, waiting = waiting[:count], waiting[count:]
-            logits, hidden = self.decoder.prefill(group)
-            for i, prompt in enumerate(group):
+            logits, hidden = self.decoder.prefill([prompt for prompt, _ in group], _gaps([gap for _, gap in group]))
+            for i, key in enumerate(group):
                 state = (logits[i : i + 1], hidden[i : i + 1])
-                self.prompts[prompt] = state
-                self._join(first[prompt].pop(0), state)
-        for prompt, rows in first.items():
+                self.prompts[key] = state
+                self._join(first[key].pop(0), state)
+        for key, rows in first.items():
             for row in rows:
-                source = next(i for i, live in enumerate(self.live) if tuple(live.row.prompt_ids) == prompt)
-                self.decoder.cache.fork(source, len(prompt))
-                self._join(row, self.prompts[prompt])
+                source = next(i for i, live in enumerate(self.live) if live.key == key)
+                self.decoder.cache.fork(source, len(key[0]))
+                self._join(row, self.prompts[key])
 
     def _join(self, row: Row, state: tuple[Tensor, Tensor]) -> None:
         logits, hidden = state
@@ -204,7 +213,7 @@ class _Loop:
             inputs = inputs[self._kept(n, ended)]
         for live in self.live:
             live.counts.forwards += 1
-        self.logits, self.hidden = self.decoder.step(inputs)
+        self.logits, self.hidden = self.decoder.step(inputs, _gaps([live.row.gap for live in self.live]))
 
     @staticmethod
     def _kept(n: int, ended: dict[int, str]) -> list[int]:
@@ -294,7 +303,7 @@ class _Loop:
         if row.counted >= row.budget and not row.forced:
             return "length"
         limit = self.lm.max_positions
-        if limit is not None and len(row.prompt_ids) + row.steps >= limit:
+        if limit is not None and len(row.prompt_ids) + row.gap[1] + row.steps >= limit:
             return "context"
         return None
 
@@ -306,14 +315,23 @@ class _Loop:
         self.decoder.cache.drop(place)
         self.live[place] = self.live[-1]
         self.live.pop()
-        prompt = tuple(row.prompt_ids)
-        if not any(tuple(other.row.prompt_ids) == prompt for other in self.live):
-            self.prompts.pop(prompt, None)
+        key = live.key
+        if not any(other.key == key for other in self.live):
+            self.prompts.pop(key, None)
         self.recorder.close(
             row,
             reason,
             Usage(len(row.prompt_ids), counts.tokens, counts.latent, counts.forced, counts.forwards),
         )
+
+
+def _key(row: Row) -> _Key:
+    return tuple(row.prompt_ids), row.gap
+
+
+def _gaps(gaps: list[Gap]) -> list[Gap] | None:
+    """The gaps of some rows; None where no row has one."""
+    return gaps if any(width for _, width in gaps) else None
 
 
 def _group(prompts: list[tuple[int, ...]]) -> int:

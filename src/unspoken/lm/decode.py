@@ -4,9 +4,10 @@ In a step three things are switched on for a single forward and off again after 
 
 * attention over the ragged cache, through transformers' public `AttentionInterface`: the grouped queries
   of a key head are packed as if they were positions, so keys and values are never repeated;
-* on a CPU in float32, linear layers for 12 to 64 rows computed as `(W x^T)^T`: the large operand stays in
-  the layout in which it is stored. Measured on SmolLM2's shapes, this takes 0.6 to 0.75 of the time at 16 and
-  32 rows; below 12 rows, and in bfloat16, the usual order is as fast or faster;
+* on a CPU, linear layers in the order of operands that is fastest for the number of rows. Measured on SmolLM2's
+  shapes: in float32, `(W x^T)^T` takes 0.5 to 0.85 of the time from 12 to 48 rows, for the head (many more outputs
+  than inputs) 0.55 to 0.75 from 6 to 15 rows; elsewhere it loses up to 2 times. In bfloat16 a single row as a
+  matrix-vector product takes 0.65 to 0.85 of the time, and nothing else helps;
 * root-mean-square norms as one kernel, where that gives what the model's own module gives.
 """
 
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "unspoken_ragged"
 _HARMLESS = ("position_ids", "cache_position")
-SWAPPED_ROWS = range(12, 65)
+SWAPPED_ROWS = range(12, 49)
+SWAPPED_ROWS_OF_HEAD = range(6, 16)
+HEAD_ASPECT = 8  # a layer with this many times more outputs than inputs counts as a head
+
+Gap = tuple[int, int]
+"""Positions left out of a row: the first position that moves, and by how many it and all later ones do."""
 
 
 def ragged_attention(
@@ -100,11 +106,11 @@ class StepMode:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self.ragged = bool(getattr(model, "_supports_attention_backend", False))
-        weight = next(model.parameters())
-        swaps = weight.device.type == "cpu" and weight.dtype == torch.float32
         modules = list(model.modules())
-        self._linears = [(m, _swapped_forward(m)) for m in modules if swaps and type(m) is nn.Linear]
         self._norms = [(m, norm) for m in modules if (norm := _norm_forward(m)) is not None]
+        self._linears = [
+            (m, *found) for m in modules if type(m) is nn.Linear and (found := _linear_forward(m)) is not None
+        ]
 
     @contextmanager
     def __call__(self, rows: int) -> Iterator[None]:
@@ -113,7 +119,7 @@ class StepMode:
         before = config._attn_implementation
         if self.ragged:
             config._attn_implementation = IMPLEMENTATION
-        wanted = self._norms + (self._linears if rows in SWAPPED_ROWS else [])
+        wanted = self._norms + [(m, forward) for m, forward, when in self._linears if rows in when]
         # A layer whose forward somebody has replaced (accelerate does, to place it on a device) is left alone.
         replaced = [pair for pair in wanted if "forward" not in pair[0].__dict__]
         for module, forward in replaced:
@@ -142,17 +148,26 @@ def _norm_forward(module: nn.Module) -> Forward | None:
     return forward if same else None
 
 
-def _swapped_forward(module: nn.Linear) -> Forward:
-    def forward(x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        if module.bias is None:
-            out = torch.mm(module.weight, flat.t())
-        else:
-            out = torch.addmm(module.bias[:, None], module.weight, flat.t())
+def _linear_forward(module: nn.Linear) -> tuple[Forward, range] | None:
+    """A faster forward of a linear layer on the CPU, and the numbers of rows for which it is faster."""
+    if module.weight.device.type != "cpu":
+        return None
+
+    def swapped(x: Tensor) -> Tensor:
+        weight, bias, flat = module.weight, module.bias, x.reshape(-1, x.shape[-1]).t()
+        out = torch.mm(weight, flat) if bias is None else torch.addmm(bias[:, None], weight, flat)
         # Contiguous, since a transposed view would make every later kernel slower.
         return out.t().contiguous().view(*x.shape[:-1], -1)
 
-    return forward
+    def single(x: Tensor) -> Tensor:
+        weight, bias, flat = module.weight, module.bias, x.reshape(-1)
+        out = torch.mv(weight, flat) if bias is None else torch.addmv(bias, weight, flat)
+        return out.view(*x.shape[:-1], -1)
+
+    if module.weight.dtype == torch.float32:
+        is_head = module.out_features >= HEAD_ASPECT * module.in_features
+        return swapped, SWAPPED_ROWS_OF_HEAD if is_head else SWAPPED_ROWS
+    return (single, range(1, 2)) if module.weight.dtype == torch.bfloat16 else None
 
 
 class Decoder:
@@ -172,11 +187,14 @@ class Decoder:
         self._hidden: Tensor | None = None
 
     @torch.no_grad()
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], gaps: Sequence[Gap] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Add rows that have read these prompts.
 
         Args:
             prompts: Token ids; none empty.
+            gaps: The gap in each row's positions; none has one if left out.
 
         Returns:
             [n, V] float32 logits at each prompt's last position, and the [n, D] hidden states there, after
@@ -188,14 +206,17 @@ class Decoder:
         for row, prompt in enumerate(prompts):
             ids[row, mask.shape[1] - len(prompt) :] = torch.tensor(prompt)
         positions = (mask.long().cumsum(-1) - 1).clamp_(min=0)
+        for row, (first, width) in enumerate(gaps or ()):
+            positions[row] += width * (positions[row] >= first)
         return self._forward(input_ids=ids.to(device), attention_mask=mask, position_ids=positions)
 
     @torch.no_grad()
-    def step(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, vectors: Tensor, gaps: Sequence[Gap] | None = None) -> tuple[Tensor, Tensor]:
         """Every row reads one vector.
 
         Args:
             vectors: [n, D].
+            gaps: The gap in each row's positions; none has one if left out.
 
         Returns:
             As `prefill`.
@@ -205,7 +226,10 @@ class Decoder:
         rows = vectors.shape[0]
         if mask is None and not self._step_mode.ragged:
             mask = vectors.new_zeros(rows, 1, 1, self.cache.end - self.cache.start)
-        positions = torch.tensor(self.cache.lengths, device=device)[:, None] - 1
+        last = [length - 1 for length in self.cache.lengths]
+        if gaps is not None:
+            last = [position + width for position, (_, width) in zip(last, gaps, strict=True)]
+        positions = torch.tensor(last, device=device)[:, None]
         with self._step_mode(rows):
             return self._forward(inputs_embeds=vectors[:, None], attention_mask=mask, position_ids=positions)
 

@@ -178,14 +178,6 @@ class Tokens:
         """Whether the tokenizer has a chat template."""
         return bool(self.tokenizer.chat_template)
 
-    @cached_property
-    def template_opens_think(self) -> bool:
-        """Whether the chat template itself opens `<think>` for the assistant."""
-        if not self.has_template:
-            return False
-        rendered = self._render([{"role": "user", "content": _MARK}], add_generation_prompt=True)
-        return rendered.rstrip().endswith(THINK_OPEN)
-
     # Sets of ids
 
     @cached_property
