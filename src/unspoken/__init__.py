@@ -22,6 +22,7 @@ _HOME = {
     "CausalLM": "unspoken.lm.model",
     "load": "unspoken.lm.model",
     "ChainOfThought": "unspoken.decoding.cot",
+    "Filler": "unspoken.decoding.filler",
     "SoftThinking": "unspoken.decoding.soft",
     "Request": "unspoken.decoding",
     "Strategy": "unspoken.decoding",
@@ -31,6 +32,9 @@ _HOME = {
     "compare": "unspoken.evaluation.comparison",
     "evaluate": "unspoken.evaluation.runner",
     "load_run": "unspoken.evaluation.runner",
+    "Internalize": "unspoken.training.internalize",
+    "TrainRun": "unspoken.training._trainer",
+    "train": "unspoken.training._trainer",
     "Done": "unspoken.types",
     "Event": "unspoken.types",
     "Example": "unspoken.types",
@@ -54,8 +58,10 @@ __all__ = [
     "Done",
     "Event",
     "Example",
+    "Filler",
     "Generation",
     "Grade",
+    "Internalize",
     "Note",
     "Request",
     "Rewind",
@@ -64,6 +70,7 @@ __all__ = [
     "Step",
     "Strategy",
     "Task",
+    "TrainRun",
     "UnspokenError",
     "Usage",
     "compare",
@@ -71,6 +78,7 @@ __all__ = [
     "fold",
     "load",
     "load_run",
+    "train",
 ]
 
 
@@ -90,6 +98,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from unspoken.decoding import Request, Strategy
     from unspoken.decoding.cot import ChainOfThought
+    from unspoken.decoding.filler import Filler
     from unspoken.decoding.soft import SoftThinking
     from unspoken.errors import ConfigError, UnspokenError
     from unspoken.evaluation.comparison import Comparison, compare
@@ -97,4 +106,6 @@ if TYPE_CHECKING:
     from unspoken.evaluation.runner import evaluate, load_run
     from unspoken.lm.model import CausalLM, load
     from unspoken.tasks._base import Task
+    from unspoken.training._trainer import TrainRun, train
+    from unspoken.training.internalize import Internalize
     from unspoken.types import Done, Event, Example, Generation, Grade, Note, Rewind, Step, Usage, fold

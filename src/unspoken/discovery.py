@@ -114,3 +114,4 @@ class Registry:
 
 STRATEGIES = Registry("strategy", "unspoken.decoding", "Strategy")
 TASKS = Registry("task", "unspoken.tasks", "Task")
+METHODS = Registry("method", "unspoken.training", "Method")

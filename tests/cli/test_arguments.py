@@ -36,6 +36,7 @@ class Way:
     """Steps."""
     T_total: int | None = 60
     think_open: bool = True
+    closed: bool | None = None
 
     def __post_init__(self) -> None:
         if self.T_total is not None and self.T_e > self.T_total:
@@ -71,6 +72,9 @@ def test_defaults() -> None:
         (["--mixture", "mixed"], Way(mixture="mixed")),
         (["--strategy", "mixed"], Way(mixture="mixed")),
         (["--no-think-open"], Way(think_open=False)),
+        (["--closed"], Way(closed=True)),
+        (["--no_closed", "--T_e", "5"], Way(closed=False, T_e=5)),
+        (["--closed", "None", "--T_e", "5"], Way(T_e=5)),
     ],
 )
 def test_flags_of_the_named_class(words: list[str], expected: Way) -> None:

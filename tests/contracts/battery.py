@@ -82,6 +82,13 @@ SETTINGS: dict[str, list[Case]] = {
         _soft("nothing-forced", transition="", opener="", think_open="none", top_k2=50, min_p2=0.01),
         _soft("T_e=0", T_e=0, think_open="user_suffix", top_p2=1.0),
     ],
+    "filler": [
+        Case("filler", {"n_fillers": 5}, False, "greedy"),
+        Case("filler", {"n_fillers": 3, "temperature": 1.0, "force_sep2": True}, True, "sampled"),
+        Case(
+            "filler", {"n_fillers": 0, "separators": 2, "temperature": 1.3, "top_k": 40}, True, "separators"
+        ),
+    ],
 }
 
 

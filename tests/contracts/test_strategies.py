@@ -322,7 +322,8 @@ def test_a_row_that_fails_takes_no_other_with_it(
     for i, prompt in enumerate(bad):
         failed = out[f"bad {i}"]
         assert failed.reason.startswith("error: ") and not failed.steps, prompt
-    assert f"{limit} tokens, but the model's context holds {limit}" in out["bad 4"].reason
+    longest = len(strategy.prompt_ids(lm, [5] * limit))  # some strategies add to a prompt
+    assert f"{longest} tokens, but the model's context holds {limit}" in out["bad 4"].reason
     for row, want in alone(lm, case).items():
         assert_same(out[row], want)
 
@@ -332,8 +333,9 @@ def test_the_context_is_used_to_its_last_position(lm: CausalLM, case: Case) -> N
     """Without an end token, a prompt that leaves three positions gets three steps."""
     limit = lm.max_positions
     assert limit is not None
-    prompt = [5, 6, 7] * (limit // 3)
-    out = decode(unending(lm), [Request(prompt[: limit - 3], case.strategy(), max_new_tokens=30)])[0]
+    prompt, strategy = [5, 6, 7] * (limit // 3), case.strategy()
+    added = len(strategy.prompt_ids(lm, prompt[:1])) - 1
+    out = decode(unending(lm), [Request(prompt[: limit - 3 - added], strategy, max_new_tokens=30)])[0]
     assert (out.reason, len(out.steps)) == ("context", 3) and out.truncated
 
 
@@ -341,7 +343,9 @@ def test_the_context_is_used_to_its_last_position(lm: CausalLM, case: Case) -> N
 def test_stop_strings_end_the_answer(lm: CausalLM, case: Case) -> None:
     stops = tuple("aeiorst 0123456789")
     out = decode(unending(lm), requests(case.strategy(), max_new_tokens=20, stop=stops), 3)
-    assert "stop" in {generation.reason for generation in out.values()}
+    answered = [g for g in out.values() if any(step.phase == "answer" for step in g.steps)]
+    # A row whose thought is closed by an end token alone never answers here.
+    assert "stop" in {g.reason for g in answered} or (not answered and "separators" in case.label)
     for generation in out.values():
         answer = [step.text for step in generation.steps if step.phase == "answer" and step.kind == "token"]
         before, last = "".join(answer[:-1]), "".join(answer)

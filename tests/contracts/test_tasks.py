@@ -17,6 +17,11 @@ from unspoken.tasks._validate import validate
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "arithmetic": [{"level": level, "n": 40, "shots": level} for level in range(6)],
     "multiplication": [{"digits": digits, "n": 40} for digits in (1, 2, 5)],
+    "modsum": [{"n": 6, "p": 2, "n_test": 20}, {"n": 12, "p": 10, "n_test": 40}],
+    "sum3lite": [{"n_test": 40}],
+    "match3": [{"cot": cot, "mix": 0.5, "bare": 0.25, "n_test": 40} for cot in ("dense", "serial")],
+    "twosum": [{"true_rate": 0.3, "mix": 0.5, "n_test": 40}],
+    "gsm8k_aug": [{"data": "gsm8k_icot/valid.txt"}],
     "gsm8k": [{"data": "gsm8k_train.jsonl"}],
     "math500": [{"data": "math500_first250.json"}],
 }

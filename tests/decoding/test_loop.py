@@ -392,7 +392,9 @@ def test_closing_the_stream_drops_everything(tiny_lm: Tiny, monkeypatch: pytest.
     lm = tiny_lm("llama")
     steps = []
     monkeypatch.setattr(
-        Decoder, "step", lambda self, v, real=Decoder.step: (steps.append(1), real(self, v))[1]
+        Decoder,
+        "step",
+        lambda self, v, gaps=None, real=Decoder.step: (steps.append(1), real(self, v, gaps))[1],
     )
     taken = []
 

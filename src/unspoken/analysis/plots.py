@@ -1,4 +1,4 @@
-"""Figures from plain numbers: accuracy with intervals, tokens an answer, cost against accuracy.
+"""Figures from plain numbers: accuracy with intervals, along a curve, tokens an answer, cost against accuracy.
 
 Each function gives a matplotlib `Figure`; `render` turns one into PNG or SVG bytes. Nothing touches pyplot,
 so no display, no global state, and no figure stays open.
@@ -109,6 +109,49 @@ def distribution(
     top = max(max(numbers) for numbers in values)
     axes.set_xlim(0, max(1.0, top * 1.04))
     axes.set_xlabel(label)
+    return figure
+
+
+def curves(
+    names: Sequence[str],
+    xs: Sequence[Sequence[float]],
+    values: Sequence[Sequence[float]],
+    lows: Sequence[Sequence[float]],
+    highs: Sequence[Sequence[float]],
+    *,
+    label: str,
+    theme: Theme = LIGHT,
+) -> Figure:
+    """One line of points for each name, with a band between lows and highs. All values are shares.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    figure_class = require("matplotlib.figure", "plots", "A figure").Figure
+    with _style(theme):
+        figure: Figure = figure_class(figsize=(7.2, 3.9), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, x, value, low, high) in enumerate(zip(names, xs, values, lows, highs, strict=True)):
+            colour = COLOURS[i % len(COLOURS)]
+            axes.fill_between(
+                x, [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.18, lw=0
+            )
+            axes.plot(
+                x,
+                [100 * v for v in value],
+                color=colour,
+                label=name,
+                linewidth=1.8,
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                markeredgecolor=theme.paper,
+            )
+        axes.set_ylim(0, 104)
+        axes.set_xlabel(label)
+        axes.set_ylabel("accuracy in %")
+        axes.grid(True, color=theme.grid, linewidth=0.8)
+        _frame(axes, theme)
+        figure.legend(loc="outside right upper", frameon=False, labelcolor=theme.ink, handletextpad=0.4)
     return figure
 
 

@@ -9,16 +9,17 @@ one error.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from unspoken.config import coerce, field_docs, from_dict, load_yaml
-from unspoken.discovery import STRATEGIES, TASKS, Registry
+from unspoken.discovery import METHODS, STRATEGIES, TASKS, Registry
 from unspoken.errors import ConfigError, suggest
 
-REGISTRIES: dict[str, Registry] = {"strategy": STRATEGIES, "task": TASKS}
+REGISTRIES: dict[str, Registry] = {"strategy": STRATEGIES, "task": TASKS, "method": METHODS}
 HELP_FLAGS = ("-h", "--help")
 LONGEST_METAVAR = 60
 
@@ -29,7 +30,7 @@ class Line:
 
     Attributes:
         prog: What the usage line starts with, such as `unspoken eval`.
-        names: Names given, by kind (`task`, `strategy`).
+        names: Names given, by kind (`task`, `strategy`, `method`).
         words: The rest, for the second stage.
         file: Values of the `-c` file that are not names.
         wants_help: Whether `-h` or `--help` is among the words.
@@ -78,7 +79,7 @@ def first_stage(command: str, words: Sequence[str], kinds: Sequence[str] = ()) -
             f"The -c file is for the command {stated!r}, not {command!r}.", f"Run: unspoken {stated} -c FILE"
         )
     names = {kind: str(file.pop(kind)) for kind in kinds if kind in file}
-    rest, chosen = _take_value(rest, "-s", None) if "strategy" in kinds else (rest, None)
+    rest, chosen = take_value(rest, "-s", None) if "strategy" in kinds else (rest, None)
     if chosen is not None:
         names["strategy"] = chosen
     leading = _leading(rest)
@@ -115,13 +116,14 @@ def name_lists(kinds: Sequence[str]) -> str:
 
 def take_file(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Take `-c FILE` or `--config FILE` off the words and read it; keys are written with underscores."""
-    rest, path = _take_value(words, "-c", "--config")
+    rest, path = take_value(words, "-c", "--config")
     if path is None:
         return rest, {}
     return rest, {key.replace("-", "_"): value for key, value in load_yaml(path).items()}
 
 
-def _take_value(words: Sequence[str], short: str, long: str | None) -> tuple[list[str], str | None]:
+def take_value(words: Sequence[str], short: str, long: str | None) -> tuple[list[str], str | None]:
+    """Take a flag and its value off the words: the words without them, and the value if the flag is there."""
     rest: list[str] = []
     value: str | None = None
     pending = iter(words)
@@ -203,7 +205,7 @@ def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[An
         flat,
         prog=line.prog,
         description=f"{description}\n\n-c FILE.yaml gives defaults for all options.",
-        args=line.words,
+        args=_with_values(line.words, parts),
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )
@@ -221,6 +223,26 @@ def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[An
     if problems:
         raise ConfigError(problems, f"Run: {line.prog} --help")
     return built
+
+
+def _with_values(words: Sequence[str], parts: Sequence[Part]) -> list[str]:
+    """Let flags that are true, false or unset be given like other flags: `--flag` and `--no-flag`."""
+    found: dict[str, str] = {}
+    for part in parts:
+        hints = typing.get_type_hints(part.cls)
+        names = [f.name for f in dataclasses.fields(part.cls)]
+        for name in [*names, *part.aliases]:
+            hint = hints.get(part.aliases.get(name, name))
+            if set(typing.get_args(hint)) == {bool, type(None)}:
+                found |= {name.replace("_", "-"): "True", "no-" + name.replace("_", "-"): "False"}
+    completed: list[str] = []
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        name = word[2:].replace("_", "-") if word.startswith("--") else ""
+        if name in found and following not in ("True", "False", "None"):
+            completed += ["--" + name.removeprefix("no-"), found[name]]
+        else:
+            completed.append(word)
+    return completed
 
 
 def _refuse_clashes(parts: Sequence[Part]) -> None:

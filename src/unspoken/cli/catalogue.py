@@ -27,7 +27,7 @@ def list_command(words: list[str]) -> int:
         "strategies": lambda: name_lists(["strategy"]),
         "tasks": lambda: name_lists(["task"]),
         "models": _models,
-        "methods": lambda: "Methods:\n  none: this version does not train",
+        "methods": lambda: name_lists(["method"]),
     }
     if options.kind is not None and options.kind not in blocks:
         raise unknown_name("kind", options.kind, blocks, "Run: unspoken list")
@@ -64,6 +64,9 @@ def pull_command(words: list[str]) -> int:
         hint = "Models of the hub are fetched when they are first used: -m OWNER/NAME"
         raise unknown_name("model", options.name, zoo.names(), hint)
     sys.stdout.write(f"{options.name}: {zoo.summary(options.name)}\n")
+    if zoo.packaged(options.name):
+        sys.stdout.write(f"It comes with Unspoken: -m {options.name}\n")
+        return 0
     if not zoo.installed(options.name):
         sys.stdout.write(f"Running: {zoo.install_line(options.name)}\n")
     sys.stdout.write(f"Converting once to safetensors under {zoo.cache_dir()}\n")

@@ -90,8 +90,11 @@ class Checkup:
 
 
 def doctor_command(words: list[str]) -> int:
-    """Run `unspoken doctor`."""
+    """Run `unspoken doctor`, or `unspoken doctor train`."""
+    if words[:1] == ["train"]:
+        return _doctor_train(words[1:])
     description = "Check that everything works here: torch, grading, disk, a model and its cache."
+    description += " `unspoken doctor train METHOD ...` (or train -c FILE) tells what a training run needs."
     (options,) = second_stage(first_stage("doctor", words), [Part(ModelOptions)], description)
     checkup = Checkup()
     checkup.check("torch", _torch)
@@ -117,6 +120,50 @@ def doctor_command(words: list[str]) -> int:
         return 1
     sys.stdout.write("\nAll well. Try: unspoken demo\n")
     return 0
+
+
+def _doctor_train(words: list[str]) -> int:
+    """What a training run needs, without starting it: rows, steps, tokens, memory."""
+    from unspoken.cli.train import parse, read_data
+
+    line = first_stage("train", words, ["method"])
+    line.prog = "unspoken doctor train"
+    job = parse(line, only_looks=True)
+    chains = job.task.chains("train") if job.task is not None else read_data(job.where).train
+    from unspoken.training._estimate import estimate_run
+
+    need = estimate_run(job.where.from_pretrained or job.where.model, job.method, chains, job.options)
+    rows = {
+        "rows": f"{need.rows:,} of {need.mean_tokens:.1f} tokens on average, {need.longest} at most",
+        "epoch": f"{need.micro_batches_per_epoch:,} micro-batches of {job.options.batch_size} rows",
+        "step": f"{job.options.accumulate} micro-batches, {need.rows_per_step} rows",
+        "run": f"{need.micro_batches:,} micro-batches, {need.steps:,} steps, {need.tokens:.3g} tokens at most",
+        **job.method.arithmetic(need.micro_batches_per_epoch, need.micro_batches),
+        "parameters": f"{need.parameters / 1e6:,.1f} M, {need.trainable / 1e6:,.1f} M of them trained",
+        "compute": f"{6 * need.parameters * need.tokens:.2g} FLOP at most (6 a parameter and token)",
+        "memory": f"about {_gigabytes(need.total)}: weights {_gigabytes(need.weights)}, gradients "
+        f"{_gigabytes(need.gradients)}, AdamW {_gigabytes(need.optimizer)}, activations of one micro-batch up to "
+        f"{_gigabytes(need.activations)}",
+        "here": _memory_here(),
+    }
+    width = max(map(len, rows))
+    sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in rows.items()))
+    return 0
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _memory_here() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()}, {_gigabytes(free)} of {_gigabytes(total)} free"
+    if not hasattr(os, "sysconf"):
+        return "no GPU"
+    return f"no GPU, {_gigabytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))} of memory"
 
 
 def _torch() -> str:

@@ -40,10 +40,18 @@ COMMANDS = {
     "compare": Command("results", "DIR DIR...", "paired comparison of finished evaluations"),
     "show": Command("results", "DIR", "read the items of an evaluation"),
     "report": Command("results", "DIR... -o DIR", "Markdown and HTML report with plots"),
+    "train": Command(
+        "train", "METHOD -m MODEL -o DIR --task TASK", "train a model; the same command resumes"
+    ),
+    "data": Command("data", "TASK -o DIR", "write the rows of a task as files to train on"),
+    "throughput": Command("trained", "DIR...", "accuracy, tokens and speed of trained models, as a table"),
+    "curve": Command("trained", "DIR...", "accuracy against removed tokens, fillers and speed, with figures"),
     "list": Command("catalogue", "[strategies|tasks|models|methods]", "what there is"),
     "pull": Command("catalogue", "NAME", "fetch a small model that needs no hub"),
     "env": Command("doctor", "", "versions, for bug reports"),
-    "doctor": Command("doctor", "", "check that everything works here"),
+    "doctor": Command(
+        "doctor", "[train -c FILE]", "check that everything works here, or what a training run needs"
+    ),
     "demo": Command("demo", "", "compare six ways to think on 24 problems, in a few minutes"),
 }
 
@@ -121,6 +129,7 @@ def _help() -> str:
         '  unspoken generate soft "What is 17*23?" -m smollm2 --k 15',
         "  unspoken eval gsm8k soft -m Qwen/Qwen3-0.6B --samples 4 --limit 200 -o results/soft",
         "  unspoken compare results/cot results/soft",
+        "  unspoken train internalize -m tiny --task multiplication --digits 2 -o runs/icot",
         "",
         "`unspoken COMMAND --help` explains each; `-c FILE.yaml` gives defaults that flags override.",
     ]

@@ -144,7 +144,9 @@ class _Loop:
         limit = self.lm.max_positions
         if limit is not None and len(ids) + row.gap[1] >= limit:
             gap = f" and leaves out {row.gap[1]} positions" if row.gap[1] else ""
-            raise ConfigError(f"The prompt has {len(ids)} tokens{gap}, but the model's context holds {limit}.")
+            raise ConfigError(
+                f"The prompt has {len(ids)} tokens{gap}, but the model's context holds {limit}."
+            )
         return row
 
     def _prefill(self, new: list[Row]) -> None:
@@ -156,7 +158,9 @@ class _Loop:
         while waiting:
             count = _group([prompt for prompt, _ in waiting])
             group, waiting = waiting[:count], waiting[count:]
-            logits, hidden = self.decoder.prefill([prompt for prompt, _ in group], _gaps([gap for _, gap in group]))
+            logits, hidden = self.decoder.prefill(
+                [prompt for prompt, _ in group], _gaps([gap for _, gap in group])
+            )
             for i, key in enumerate(group):
                 state = (logits[i : i + 1], hidden[i : i + 1])
                 self.prompts[key] = state

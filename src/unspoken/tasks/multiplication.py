@@ -7,11 +7,12 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from unspoken.tasks._base import Task
+from unspoken.tasks._chains import Chain, ChainTask, Split, split_file
 from unspoken.tasks._data import read_lines
-from unspoken.types import Example, Grade, Message
+from unspoken.tasks._generated import size_problems, split_bounds
+from unspoken.types import Example, Grade
 
 
 def line(a: int, b: int, da: int, db: int) -> str:
@@ -32,6 +33,10 @@ def line(a: int, b: int, da: int, db: int) -> str:
     """
     if len(str(a)) != da or len(str(b)) != db or min(a, b) < 1:
         raise ValueError(f"{a} and {b} must have exactly {da} and {db} digits.")
+    return _problem(a, b, da, db).chain.line
+
+
+def _problem(a: int, b: int, da: int, db: int) -> _Problem:
     total, words = 0, []
     for i, digit in enumerate(reversed(str(b))):
         part = a * int(digit) * 10**i
@@ -39,11 +44,12 @@ def line(a: int, b: int, da: int, db: int) -> str:
         words.append(("+ " if i else "") + _reversed(part, da + 1 + i))
         if 0 < i < db - 1:
             words.append(f"( {_reversed(total, da + 1 + i)} )")
-    return f"{_reversed(a, da)} * {_reversed(b, db)}||{' '.join(words)} #### {_reversed(a * b, da + db)}"
+    question = f"{_reversed(a, da)} * {_reversed(b, db)}"
+    return _Problem(a, b, question, " ".join(words), _reversed(a * b, da + db))
 
 
 def _reversed(number: int, width: int) -> str:
-    return " ".join(reversed(str(number).zfill(width)))
+    return " ".join(str(number).zfill(width)[::-1])
 
 
 class _Problem(NamedTuple):
@@ -52,6 +58,10 @@ class _Problem(NamedTuple):
     question: str
     cot: str
     answer: str
+
+    @property
+    def chain(self) -> Chain:
+        return Chain(self.question, self.cot, self.answer)
 
 
 _QUESTION = re.compile(r"(\d(?: \d)*) \* (\d(?: \d)*)")
@@ -79,23 +89,31 @@ def _parse(text: str) -> _Problem:
 
 
 @dataclass(frozen=True)
-class Multiplication(Task):
-    """Products of two numbers, generated or from a file.
+class Multiplication(ChainTask):
+    """Products of two numbers, generated or from files.
+
+    The splits are cut from one sequence of different pairs: first test, then valid, then train.
 
     Attributes:
         digits: Digits of the first factor.
         digits_b: Digits of the second factor; the same as `digits` unless given.
-        n: How many problems; the first of more are the same problems.
+        n: How many problems the test split has; the first of more are the same problems.
         data_seed: Seed of the generator.
-        data: A file of lines `question||cot #### answer` to read instead; it is read whole, and the fields
-            above are then not used.
+        data: A file of lines `question||cot #### answer` to read instead, as the split that is asked for; or a folder
+            of train.txt, valid.txt and test.txt. Files are read whole, and the sizes and digits are then not used.
+        n_train: Training problems; the default is 100,000, or what is left of a smaller pool.
+        n_valid: Validation problems; the default is 500, or a tenth of what is left of a smaller pool.
     """
+
+    aliases: ClassVar[dict[str, str]] = {"n_test": "n"}
 
     digits: int = 4
     digits_b: int | None = None
     n: int = 200
     data_seed: int = 0
     data: str | None = None
+    n_train: int | None = None
+    n_valid: int | None = None
 
     def problems(self) -> list[str]:
         """Sizes that are out of range, and more problems than there are."""
@@ -103,41 +121,66 @@ class Multiplication(Task):
         for name, value in (("digits", self.digits), ("digits_b", self.digits_b)):
             if value is not None and not 1 <= value <= 100:
                 found.append(f"{name} must be from 1 to 100, not {value}.")
-        if self.n < 1:
-            found.append(f"n must be at least 1, not {self.n}.")
-        elif not found and self.n > (pairs := self._choices(self.digits) * self._choices(self._digits_b)):
-            found.append(
-                f"There are only {pairs} pairs of {self.digits} and {self._digits_b} digits; n is {self.n}."
-            )
-        return found
+        pool = None if found else self._pool
+        return found + size_problems(self.n, self.n_valid, self.n_train, pool, "n")
 
     @property
     def _digits_b(self) -> int:
         return self.digits if self.digits_b is None else self.digits_b
 
-    @staticmethod
-    def _choices(digits: int) -> int:
-        return int(9 * 10 ** (digits - 1))
+    @property
+    def _pool(self) -> int:
+        """How many pairs of factors there are."""
+        return 81 * int(10 ** (self.digits + self._digits_b - 2))
 
     def examples(self) -> list[Example]:
-        """The generated problems, or those of the file."""
+        """The problems of `split`, generated or from the file."""
+        start = self.example_ids(self.split)
+        return [
+            Example(
+                id=f"{start}-{index:05d}",
+                question=problem.question,
+                answer=problem.answer,
+                meta={"a": problem.a, "b": problem.b, "cot": problem.cot},
+            )
+            for index, problem in self._numbered(self.split)
+        ]
+
+    def chains(self, split: Split) -> list[Chain]:
+        """The rows of a split; of a single file only `split` has any."""
+        return [problem.chain for _, problem in self._numbered(split)]
+
+    def example_ids(self, split: Split) -> str:
         if self.data is not None:
-            stem = Path(self.data).stem
-            return read_lines(self.data, lambda text, index: _example(f"{stem}-{index:05d}", _parse(text)))
+            path = Path(self.data)
+            return f"{path.name}-{split}" if path.is_dir() else path.stem
+        name = f"multiplication-{self.digits}x{self._digits_b}-s{self.data_seed}"
+        return name if split == "test" else f"{name}-{split}"
+
+    def _numbered(self, split: Split) -> list[tuple[int, _Problem]]:
+        if self.data is not None:
+            path = Path(self.data)
+            if path.is_dir():
+                path = split_file(path, None, split)
+            elif split != self.split:
+                return []
+            return read_lines(path, lambda text, index: (index, _parse(text)))
+        da, db = self.digits, self._digits_b
+        start, stop = split_bounds(self.n, self.n_valid, self.n_train, self._pool)[split]
+        return list(enumerate(_problem(a, b, da, db) for a, b in self._pairs(stop)[start:]))
+
+    def _pairs(self, count: int) -> list[tuple[int, int]]:
+        """The first `count` pairs of an endless sequence of different ones."""
         da, db = self.digits, self._digits_b
         # From a hash, so that neighbouring seeds and sizes share nothing.
         key = hashlib.sha256(f"multiplication/{da}/{db}/{self.data_seed}".encode()).digest()
-        dice = random.Random(int.from_bytes(key, "big"))
+        draw = random.Random(int.from_bytes(key, "big")).randrange
+        low_a, low_b = 10 ** (da - 1), 10 ** (db - 1)
         pairs: dict[tuple[int, int], None] = {}
-        while len(pairs) < self.n:
-            factors = [dice.randrange(10 ** (d - 1), 10**d) for d in (da, db)]
-            pairs[factors[0], factors[1]] = None
-        name = f"multiplication-{da}x{db}-s{self.data_seed}"
-        return [_example(f"{name}-{i:05d}", _parse(line(a, b, da, db))) for i, (a, b) in enumerate(pairs)]
-
-    def prompt(self, example: Example) -> list[Message]:
-        """The question as it is."""
-        return [{"role": "user", "content": example.question}]
+        while len(pairs) < count:
+            a = draw(low_a, 10 * low_a)
+            pairs[a, draw(low_b, 10 * low_b)] = None
+        return list(pairs)
 
     def grade(self, example: Example, text: str, *, truncated: bool = False) -> Grade:
         """Compare the digits after the last `####`, or else the last run of digits, ignoring spaces."""
@@ -164,8 +207,3 @@ class Multiplication(Task):
 
 
 _DIGITS = re.compile(r"\d(?:[ ,]*\d)*")
-
-
-def _example(name: str, problem: _Problem) -> Example:
-    meta = {"a": problem.a, "b": problem.b, "cot": problem.cot}
-    return Example(id=name, question=problem.question, answer=problem.answer, meta=meta)

@@ -1,0 +1,1 @@
+"""Training methods: each a file, a frozen dataclass, on one trainer."""

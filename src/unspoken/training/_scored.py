@@ -1,0 +1,101 @@
+"""Run a model's head only where predictions are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unspoken.errors import ModelError
+
+
+def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
+    """The logits of a model at some positions, at the price of those only.
+
+    Args:
+        model: The model, which may be wrapped (for many devices, with adapters).
+        index: [n, P] positions in each row.
+        **inputs: Of its forward.
+
+    Returns:
+        [n, P, V] in the model's dtype, with gradient if the model has.
+    """
+    with _gathered(head_of(model), index), _quick_attention(model, index.device):
+        output = model(**inputs, use_cache=False)
+    logits: Tensor = output.logits
+    if logits.shape[:2] != index.shape:
+        raise ModelError(
+            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)} where its head was run on "
+            f"{tuple(index.shape)} positions.",
+            "Its head is called in an unusual way, so it cannot be trained here.",
+        )
+    return logits
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The language-model head inside all wrappers, as it is called now."""
+    head: nn.Module = _unwrapped(model).get_output_embeddings()
+    return head
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    inner: Any = model
+    while not hasattr(inner, "get_output_embeddings"):
+        wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if wrapped is None:
+            raise ModelError(f"{type(model).__name__} has no language-model head.")
+        inner = wrapped
+    return inner
+
+
+@contextmanager
+def _quick_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Attention by plain matrix products while training in bfloat16 on a CPU.
+
+    There the backward of torch's fused attention takes five times as long on rows of 70 tokens, and twice as
+    long as the whole rest of a tiny model (torch 2.13). Checkpointed layers run again outside of this, so they
+    keep what they have.
+    """
+    inner = _unwrapped(model)
+    bf16 = torch.is_autocast_enabled("cpu") or inner.dtype == torch.bfloat16
+    now = getattr(inner.config, "_attn_implementation", None)
+    plain = device.type == "cpu" and bf16 and now == "sdpa" and torch.is_grad_enabled()
+    if not plain or getattr(inner.base_model, "gradient_checkpointing", False):
+        yield
+        return
+    inner.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        inner.config._attn_implementation = now
+
+
+@contextmanager
+def _gathered(head: nn.Module, index: Tensor) -> Iterator[None]:
+    def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = args
+        return (hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), *rest)
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def summed_nll(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Scalar float32: the negative log-likelihood of all targets, summed.
+
+    Args:
+        logits: [n, P, V].
+        targets: [n, P], -100 where there is none.
+        weights: [n, P], or None for 1.
+    """
+    flat = logits.flatten(0, 1).float()
+    if weights is None:
+        return nn.functional.cross_entropy(flat, targets.flatten(), reduction="sum")
+    each = nn.functional.cross_entropy(flat, targets.flatten(), reduction="none")
+    return torch.dot(each, weights.flatten())

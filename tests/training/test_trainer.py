@@ -1,0 +1,312 @@
+"""The trainer: the same run whatever stops it, splits it or accumulates it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_run
+from toy import Toy, toy_data, toy_model
+
+import unspoken as un
+from unspoken.errors import ConfigError, RunError
+from unspoken.training import _checkpoints as checkpoints
+from unspoken.training._base import Data
+from unspoken.training._estimate import estimate
+from unspoken.training._options import Options
+from unspoken.training._trainer import TrainRun, train
+
+DEFAULTS: dict[str, Any] = {"epochs": 3, "lr": 1e-2, "batch_size": 8, "log_every": 2, "quiet": True}
+TIMES = ("seconds", "rows_per_second", "tokens_per_second", "items_per_second")
+
+
+def run(
+    output: Path, method: Toy | None = None, lm: Any = None, data: Data | None = None, **given: Any
+) -> TrainRun:
+    given = {**DEFAULTS, **given}
+    return train(method or Toy(), model=lm or toy_model(), data=data or toy_data(), output=output, **given)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def same(left: Path, right: Path, **tolerance: float) -> bool:
+    a, b = weights(left), weights(right)
+    if tolerance:
+        return all(torch.allclose(a[name], b[name], **tolerance) for name in a)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: v for key, v in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(folder, save_every=2)
+    return folder
+
+
+def test_learns_and_leaves_a_plain_checkpoint(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = run(tmp_path / "out", epochs=25, lr=2e-2, eval_every=25, save_every=25)
+    losses = [row["loss"] for row in rows(tmp_path / "out") if row["event"] == "train"]
+    assert losses[-1] < losses[0] / 2
+    assert done.steps == 100 and done.metrics["accuracy"] > 0.5
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert un.load(tmp_path / "out").strategy == un.ChainOfThought()
+    assert (tmp_path / "out" / "best" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["state"] == "finished"
+    kept = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
+    assert sorted(kept) == ["step-100", "step-75"]
+
+
+def test_finished_run_is_left_alone_and_never_starts_again(tmp_path: Path) -> None:
+    first = run(tmp_path / "out")
+    again = run(tmp_path / "out")
+    assert again.already_finished and again.metrics == first.metrics and again.steps == first.steps
+    third = run(tmp_path / "out", resume="never")
+    assert not third.already_finished and (tmp_path / "out.old-1" / "training.json").is_file()
+    assert same(tmp_path / "out", tmp_path / "out.old-1")
+
+
+def test_other_configuration_is_refused_with_its_keys(tmp_path: Path) -> None:
+    run(tmp_path / "out")
+    run(tmp_path / "out", log_every=7)  # decides nothing
+    with pytest.raises(
+        ConfigError, match=r"method\.reset_at is \[\] there.*options\.lr is 0\.01 there and 0\.02 now"
+    ):
+        run(tmp_path / "out", Toy(reset_at=(1,)), lr=0.02)
+    with pytest.raises(ConfigError, match="data is"):
+        run(tmp_path / "out", data=toy_data(10))
+
+
+class Stop(Exception):
+    pass
+
+
+def stopped_at(step: int) -> Any:
+    """A method whose batches run out: as a kill, in the middle of whatever comes after `step` batches."""
+
+    class Stopping(Toy):
+        def prepare(self, lm: Any, data: Data, options: Any) -> Any:
+            work = super().prepare(lm, data, options)
+            batch = work.batch
+
+            def stopping(t: int, chosen: Any, generator: Any) -> Any:
+                if t == step:
+                    raise Stop
+                return batch(t, chosen, generator)
+
+            work.batch = stopping  # type: ignore[method-assign]
+            return work
+
+    Stopping.__module__ = Toy.__module__
+    return Stopping
+
+
+def test_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """In mid-epoch, across resets of the optimizer, with accumulation and dropout."""
+    how: dict[str, Any] = {
+        "accumulate": 2,
+        "save_every": 2,
+        "eval_every": 3,
+        "lr_schedule": "cosine",
+        "warmup_steps": 2,
+    }
+    method = {"reset_at": (3, 6)}
+    run(tmp_path / "whole", Toy(**method), toy_model(dropout=0.1), **how)
+    for stop in (2, 6, 9):
+        cut = tmp_path / f"cut-{stop}"
+        with pytest.raises(Stop):
+            run(cut, stopped_at(stop)(**method), toy_model(dropout=0.1), **how)
+        run(cut, Toy(**method), toy_model(dropout=0.1), **how)
+        assert same(tmp_path / "whole", cut)
+        assert rows(tmp_path / "whole") == rows(cut)
+
+
+@pytest.mark.slow
+def test_resumes_after_kill(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("toy_run.py")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, str(script)]
+    toy_run.go(whole)
+    process = subprocess.Popen([*command, str(killed), "slow"])
+    until = time.monotonic() + 100
+    while not list(killed.glob("checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoints.read_run(killed)["state"] == "running"  # type: ignore[index]
+    toy_run.go(killed)
+    assert same(whole, killed)
+    assert rows(whole) == rows(killed)
+
+
+def test_accumulation_is_the_same_as_a_large_batch(tmp_path: Path) -> None:
+    data = toy_data(24)
+    # Adam makes large steps of rounding errors where a gradient is 0 (the bias of keys), unless eps is larger.
+    run(tmp_path / "1x8", accumulate=1, batch_size=8, data=data, method=Plain(), eps=1e-4)
+    run(tmp_path / "8x1", accumulate=8, batch_size=1, data=data, method=Plain(), eps=1e-4)
+    assert same(tmp_path / "1x8", tmp_path / "8x1", atol=1e-5, rtol=1e-4)
+
+
+class Plain(Toy):
+    """Without draws, which belong to micro-batches."""
+
+    def prepare(self, lm: Any, data: Data, options: Any) -> Any:
+        work = super().prepare(lm, data, options)
+        batch = work.batch
+
+        def plain(t: int, chosen: Any, generator: Any) -> Any:
+            made = batch(t, chosen, generator)
+            return {**made, "weight": made["n"].float()}
+
+        work.batch = plain  # type: ignore[method-assign]
+        return work
+
+
+@pytest.mark.slow
+def test_two_processes_are_the_same_as_one(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("toy_run.py"))
+    toy_run.go(tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launch, script, str(tmp_path / "two")], check=True, timeout=200)
+    assert same(tmp_path / "one", tmp_path / "two", atol=1e-5, rtol=1e-3)
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert one == {
+            key: pytest.approx(v, rel=1e-3) if isinstance(v, float) else v for key, v in two.items()
+        }
+
+
+def test_reset_flushes_the_pending_gradients(tmp_path: Path) -> None:
+    """A reset before micro-batch 3 ends the window (2, 3) after 2, with what is pending as a step of its own."""
+    done = run(tmp_path / "out", Toy(reset_at=(3,)), accumulate=2, epochs=2, log_every=1, save_every=0)
+    ends = [row["t"] for row in rows(tmp_path / "out") if row["event"] == "train"]
+    assert ends == [2, 3, 4, 6, 8] and done.steps == 5
+
+
+def test_optimizer_state_is_gone_after_a_reset(tmp_path: Path) -> None:
+    run(tmp_path / "out", Toy(reset_at=(3,)), epochs=1, save_every=1)
+    state = torch.load(
+        tmp_path / "out" / "checkpoints" / "step-4" / "trainer" / "optimizer.pt", weights_only=True
+    )
+    assert {int(entry["step"]) for entry in state["state"].values()} == {1}
+
+
+def test_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"micro-batch 5.*step 6.*training rows") as error:
+        run(tmp_path / "out", Toy(nan_at=5), save_every=2)
+    assert "lower lr" in str(error.value)
+    assert [step for step, _ in checkpoints.newest_first(tmp_path / "out")] == [4, 2]
+    assert all(
+        value.isfinite().all() for value in weights(tmp_path / "out" / "checkpoints" / "step-4").values()
+    )
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "trainer/optimizer.pt", "trainer/progress.json"])
+def test_damaged_checkpoint_is_skipped(tmp_path: Path, whole: Path, damage: str) -> None:
+    with pytest.raises(Stop):
+        run(tmp_path / "out", stopped_at(9)(), save_every=2)
+    path = tmp_path / "out" / "checkpoints" / "step-8" / damage
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="Skipping the checkpoint step-8"):
+        run(tmp_path / "out", save_every=2)
+    assert same(whole, tmp_path / "out")
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedModel
+
+    save = PreTrainedModel.save_pretrained
+
+    def full(self: Any, folder: Any, **given: Any) -> None:
+        if "step-4" in str(folder):
+            (Path(folder) / "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(self, folder, **given)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(RunError, match="step-4.*No space left"):
+        run(tmp_path / "out", save_every=2)
+    monkeypatch.undo()
+    assert [step for step, _ in checkpoints.newest_first(tmp_path / "out")] == [2]
+    run(tmp_path / "out", save_every=2)
+    assert same(whole, tmp_path / "out")
+
+
+def test_adapters_and_new_tokens_reload(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    method, how = Toy(new_token=True), {"lora_r": 2, "lora_target": ("c_attn",), "save_every": 3, "epochs": 2}
+    lm = toy_model()
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    run(tmp_path / "out", method, lm, **how)
+    after = weights(tmp_path / "out")
+    trained = [n for n, v in before.items() if n in after and not torch.equal(after[n][: len(v)], v)]
+    assert trained == ["transformer.h.0.attn.c_attn.weight"]
+    table = after["transformer.wte.weight"]
+    assert len(table) == len(before["transformer.wte.weight"]) + 1
+    fresh = toy_model()
+    torch.manual_seed(DEFAULTS.get("seed", 1234))
+    method.prepare(fresh, toy_data(), None)
+    assert not torch.equal(table[-1], fresh.model.state_dict()["transformer.wte.weight"][-1])
+    loaded = un.load(tmp_path / "out")
+    assert (
+        len(loaded.tokenizer) == len(table)
+        and loaded.tokenizer.convert_tokens_to_ids("<new>") == len(table) - 1
+    )
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", stopped_at(5)(new_token=True), **how)
+    run(tmp_path / "cut", method, **how)
+    assert same(tmp_path / "out", tmp_path / "cut")
+
+
+def test_bf16_keeps_fp32_weights(tmp_path: Path) -> None:
+    run(tmp_path / "mixed", precision="bf16", epochs=1)
+    run(tmp_path / "pure", precision="pure_bf16", epochs=1)
+    run(tmp_path / "full", epochs=1)
+    assert {v.dtype for v in weights(tmp_path / "mixed").values()} == {torch.float32}
+    assert {v.dtype for v in weights(tmp_path / "pure").values()} == {torch.bfloat16}
+    assert not same(tmp_path / "mixed", tmp_path / "full")
+    assert same(tmp_path / "mixed", tmp_path / "full", atol=0.05)
+
+
+def test_warm_up_and_schedules(tmp_path: Path) -> None:
+    def rates(name: str, **how: Any) -> list[float]:
+        run(tmp_path / name, Toy(reset_at=(6,)), epochs=2, log_every=1, save_every=0, **how)
+        return [round(row["lr"] / 1e-2, 4) for row in rows(tmp_path / name) if row["event"] == "train"]
+
+    assert rates("warm", warmup_steps=3, reset_warmup=1) == [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 1]
+    assert rates("linear", lr_schedule="linear") == [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+
+
+def test_options_report_all_mistakes_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        Options(learning_rate=0, batch_size=0, width=10, heads=4, report_to="wandb,mlflow", beta2=1)  # type: ignore[call-arg]
+    assert len(error.value.problems) == 5
+    assert Options(report_to="none").report_to == ()  # type: ignore[arg-type]
+
+
+def test_estimate_counts() -> None:
+    options = Options(epochs=2.5, batch_size=8, accumulate=2)
+    found = estimate(toy_model().model, options, rows=26, mean_tokens=4.0, longest=5)
+    assert (found.micro_batches_per_epoch, found.micro_batches, found.steps) == (4, 10, 5)
+    assert found.rows_per_step == 16 and found.tokens == 320
+    assert found.optimizer == 2 * found.weights == 8 * found.parameters
