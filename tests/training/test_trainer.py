@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -196,9 +197,20 @@ def test_two_processes_are_the_same_as_one(tmp_path: Path) -> None:
 
 def test_reset_flushes_the_pending_gradients(tmp_path: Path) -> None:
     """A reset before micro-batch 3 ends the window (2, 3) after 2, with what is pending as a step of its own."""
-    done = run(tmp_path / "out", Toy(reset_at=(3,)), accumulate=2, epochs=2, log_every=1, save_every=0)
+    done = run(
+        tmp_path / "out",
+        Toy(reset_at=(3,)),
+        accumulate=2,
+        epochs=2,
+        log_every=1,
+        save_every=1,
+        save_total_limit=9,
+    )
     ends = [row["t"] for row in rows(tmp_path / "out") if row["event"] == "train"]
     assert ends == [2, 3, 4, 6, 8] and done.steps == 5
+    saved = [weights(tmp_path / "out" / "checkpoints" / f"step-{step}") for step in range(1, 6)]
+    for before, after in itertools.pairwise(saved):
+        assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_optimizer_state_is_gone_after_a_reset(tmp_path: Path) -> None:

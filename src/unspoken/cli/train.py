@@ -223,6 +223,8 @@ def _evaluate(job: Job) -> int:
         _say(f"test: {file.report}")
     dtype = "float32" if job.options.precision == "fp32" else "bfloat16"
     lm = _load(where.from_pretrained, dtype=dtype, device=job.options.device)
+    if not where.quiet:
+        _say(f"{len(file.rows)} rows, {job.options.batch_size} generated together (--batch_size), {dtype}")
     evaluate_file(lm, file.rows, batch_size=job.options.batch_size, max_new_tokens=where.max_new_tokens)
     return 0
 

@@ -129,6 +129,9 @@ class Work(ABC):
         """
         return False
 
+    may_reset: bool = False
+    """Whether `resets_optimizer` may ever be true."""
+
     sticky: tuple[str, ...] = ()
     """Metrics of each micro-batch that `resets_optimizer` wants back, summed over processes (and divided where
     the name ends in `/items` or `/rows`); they are saved with checkpoints. They must be returned by `loss` also

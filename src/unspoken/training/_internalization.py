@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unspoken.decoding.filler import Filler
 from unspoken.errors import ConfigError
-from unspoken.tasks._chains import answer_in, normal
+from unspoken.tasks._chains import MARKER, answer_in, normal
 from unspoken.training._base import Batch, Data, Loss, Work
 from unspoken.training._edit import IGNORE, Edited, Knobs, edit, supervised
 from unspoken.training._rows import Rows, Template
@@ -69,6 +69,8 @@ class InternalizationWork(Work):
             else None
         )
         self.sticky = ("correct", "scored") if gated else ()
+        self.may_reset = bool(method.reset_optimizer)
+        self.marker = len(lm.tokenizer(f" {MARKER}", add_special_tokens=False)["input_ids"])
         # Whether something was left of any chain in the last micro-batches made, by number: every process makes
         # all of a micro-batch, so nothing need be asked of the device or of other processes.
         self._left: dict[int, bool] = {}
@@ -151,9 +153,9 @@ class InternalizationWork(Work):
             self.gate.restore(state["gate"])
 
     def scores(self, metrics: dict[str, float], t: int) -> dict[str, float]:
-        # Only evaluations of the run's last stage compare with each other.
+        # Only evaluations of the run's last stage compare with each other; when a gate opens is not known before.
         last, now = self.stage(self.total_steps - 1), self.stage(max(t - 1, 0))
-        if (now.count, now.share) != (last.count, last.share):
+        if not self._emptied(now) if self.gate else (now.count, now.share) != (last.count, last.share):
             return {}
         return {"best": metrics.get("teacher_forced_exact", metrics.get("exact_match", 0.0))}
 
@@ -191,8 +193,11 @@ class InternalizationWork(Work):
             }
         if detailed or self.gate is not None:
             # The argument of the maximum is wanted only here: it reads all the logits once more.
-            correct = (logits.detach().argmax(-1) == targets).sum()
-            metrics["token_accuracy/items"] = correct
+            hits = logits.detach().argmax(-1) == targets
+            correct = hits.sum()
+            metrics["token_accuracy/items"] = (
+                (hits * batch["weights"]).sum() if "weights" in batch else correct
+            )
             if self.gate is not None:
                 metrics |= {"correct": correct, "scored": (targets != IGNORE).sum()}
         return Loss(summed_nll(logits, targets, batch.get("weights")), metrics)
@@ -253,7 +258,7 @@ class InternalizationWork(Work):
             kind=m.fill_kind if n else "text",  # type: ignore[arg-type]
             token=m.fill_word() if n and m.fill_kind == "text" else " .",
             force_sep2=force,
-            sep2=self._sep2_name,
+            sep2="" if bare else self._sep2_name,
             separators=1 if force or bare or self._sep2_name else 2,
             position_gap=gap,
             emit=bool(m.sample_fillers),
@@ -285,7 +290,11 @@ class InternalizationWork(Work):
 
     def _decodable(self, stage: Stage) -> bool:
         """Whether rows of this stage can be written with all fillers read in advance."""
-        if self.method.mode == "drop" or self.method.sample_fillers or self._emptied(stage):
+        if self._emptied(stage):
+            return True
+        if self.method.keep_position and self.method.removal_side == "right":
+            return False  # the gap begins after what is left of the chain, whose length is unknown in advance
+        if self.method.mode == "drop" or self.method.sample_fillers:
             return True
         return self.knobs.pattern == "prefix" and self.knobs.side == "left"
 
@@ -328,11 +337,14 @@ class InternalizationWork(Work):
             tail = source.n - source.q - source.c - (0 if self.method.remove_separator else 1)
             place = index + 1 - (edited.lengths - tail)[:, None]
             answer = scored & (place >= 0)
-            inner = answer & (place < (tail - 1)[:, None]) & (place < _MOST_PLACES)
+            # Places of the answer itself: without the marker before it and the end token after it.
+            place = place - (0 if self.method.remove_separator else self.marker)
+            last = tail - 1 - (0 if self.method.remove_separator else self.marker)
+            inner = answer & (place >= 0) & (place < last[:, None]) & (place < _MOST_PLACES)
             for row, chosen in enumerate((inner, inner & right)):
                 places[row] += torch.bincount(place[chosen], minlength=_MOST_PLACES)
             # What decoding is given need not be right: fillers, and SEP2 where it is forced.
-            needed = answer if forced else scored
+            needed = torch.where(edited.emptied[:, None], answer, scored) if forced else scored
             if not self.method.sample_fillers:
                 at = (index + 1).clamp(max=edited.filler.shape[1] - 1)
                 needed = needed & ~edited.filler.gather(1, at)

@@ -52,6 +52,18 @@ def _schedule(m: Any) -> list[str]:
         found.append(
             f"switch_mode {m.switch_mode} contradicts fill_pattern {m.fill_pattern}; give one of them."
         )
+    if m.schedule not in ("count", "accuracy_gated"):
+        defaults = {
+            "remove_start_from": 0.0,
+            "remove_every_n_step": 0,
+            "remove_all_when_remove_beyond": math.inf,
+        }
+        counted = [name for name, default in defaults.items() if getattr(m, name) != default]
+        if counted:
+            found.append(
+                f"{', '.join(counted)} (preset: {m.preset}) belongs to the schedules count and accuracy_gated, but "
+                f"schedule is {m.schedule}: leave it out, or add --schedule count."
+            )
     if m.reset_optimizer and m.schedule not in ("count", "accuracy_gated"):
         found.append(
             f"reset_optimizer acts when the count grows; the schedule {m.schedule} has none. Leave one of them out."
@@ -71,6 +83,8 @@ def _fillers(m: Any) -> list[str]:
         found.append(f"n_fillers belongs to the modes fixed and capped; mode is {m.mode}.")
     if m.mode != "ratio" and m.fill_ratio != 1:
         found.append(f"fill_ratio belongs to the mode ratio; mode is {m.mode}.")
+    if m.keep_position and m.removal_side == "right" and m.mode != "drop":
+        found.append("keep_position with removal_side right needs mode drop.")
     if m.keep_position and m.mode == "fixed":
         found.append("keep_position with mode fixed: the fillers are there before anything is removed.")
     if m.fill_pattern == "random":

@@ -178,15 +178,20 @@ class Loop(transformers.Trainer):
         items = sum(micro.items for micro in window)
         self._detail, self._detail_of = {}, (items, sum(len(micro.rows) for micro in window))
         done = 0.0
+        # Gradients are reduced with the last backward pass: the last micro-batch that has one.
+        final = max((i for i, micro in enumerate(window) if micro.items), default=len(window) - 1)
         for position, micro in enumerate(window):
             if position and self._resets():
                 if self._sees_grads:
                     # What is pending is a step of its own: it was divided by the items of the whole window.
                     _scale_gradients(model, items / done if done else 1.0)
+                    self.accelerator.gradient_state._set_sync_gradients(
+                        True
+                    )  # else the step would be left out
                     break
                 self._reset_optimizer()  # DeepSpeed keeps its gradients to itself: they go into the next step
             here.pending = None
-            last = position == len(window) - 1
+            last = position == final
             self._micro_step(model, micro, items, last=last, detailed=logged)
             done += micro.items
         here.step += 1
@@ -225,8 +230,8 @@ class Loop(transformers.Trainer):
             share, stands_in = self._share(micro.batch)
             # Dropout draws by t as well: a resumed run needs no state of generators.
             self._seed_dropout(draw_seed(self.options.seed, micro.t) + 1 + self.rank)
-            # A reset may end the window here, where sticky metrics say so: every micro-batch is then reduced.
-            later = not last and not self.work.sticky
+            # A reset may end the window at any micro-batch: then every one is reduced.
+            later = not last and not self.work.may_reset
             self.accelerator.gradient_state._set_sync_gradients(last)
             with self.accelerator.no_sync(model) if later and self.world > 1 else contextlib.nullcontext():
                 total, metrics = model(share, detailed)

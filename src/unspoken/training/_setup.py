@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from unspoken.discovery import TASKS
 from unspoken.errors import ConfigError, DataError, require
 from unspoken.lm.model import CausalLM, load
 from unspoken.training._base import Data, Method
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 TINY = ("tiny", "tiny-llama")
 
 
-def gather_data(task: ChainTask | None, data: Data | None, options: Options) -> Data:
+def gather_data(task: ChainTask | str | None, data: Data | None, options: Options) -> Data:
     """The rows of a run.
 
     Raises:
@@ -33,6 +34,8 @@ def gather_data(task: ChainTask | None, data: Data | None, options: Options) -> 
     """
     if (task is None) == (data is None):
         raise ConfigError("Give the rows either as task= or as data=.")
+    if isinstance(task, str):
+        task = TASKS.find(task)()
     if data is None:
         if not hasattr(task, "chains"):
             raise ConfigError(

@@ -55,7 +55,7 @@ def train(
     *,
     model: str | Path | CausalLM,
     output: str | Path,
-    task: Task | None = None,
+    task: Task | str | None = None,
     data: Data | None = None,
     options: Options | None = None,
     resume: Literal["auto", "never"] = "auto",
@@ -72,7 +72,7 @@ def train(
         model: `tiny` or `tiny-llama` (made from scratch), a name of the zoo, a folder, a hub id, or a `CausalLM`,
             which is trained in place.
         output: Folder for the result; made if missing.
-        task: A task whose rows have chains of thought; its splits are the data.
+        task: A task whose rows have chains of thought, or its name; its splits are the data.
         data: The rows themselves, instead of a task.
         options: What the method does not say.
         resume: `auto` goes on where the folder stands; `never` moves what is there aside.
@@ -279,7 +279,7 @@ class _Run:
             self._log_step()
         if self.data.valid and not over and self._due(options.eval_every):
             self._evaluate("valid", generate=options.eval_generate, final=False)
-        if self._due(options.save_every) or (over and options.save_every != 0):
+        if self._due(options.save_every) or over:  # a failure in the last evaluation is not to cost the run
             self._save()
         if self.first:
             self.log.running(here.step)
@@ -323,7 +323,10 @@ class _Run:
                 self.loop.trained_module.train()
             metrics = self._tell_all(metrics)
             mark = {"final": True} if final else {}
-            self._row("eval", {"split": split, **mark, **self.work.curriculum(self.progress.t), **metrics})
+            self._row(
+                "eval",
+                {"split": split, **mark, **self.work.curriculum(max(self.progress.t - 1, 0)), **metrics},
+            )
             if split == "valid":
                 self._keep_best(metrics)
         return metrics
@@ -396,7 +399,7 @@ class _Run:
             "step": self.progress.step,
             "t": self.progress.t,
             "epoch": self.progress.t / self.loop.epoch_length,
-            "curriculum": self.work.curriculum(self.progress.t),
+            "curriculum": self.work.curriculum(max(self.progress.t - 1, 0)),
             "scores": dict(self.progress.scores),
             "versions": {name: version(name) for name in ("unspoken", "torch", "transformers")},
         }

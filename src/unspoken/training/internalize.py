@@ -321,7 +321,8 @@ class Internalize(Method):
         count = 1
         if self.fill_kind == "distinct":
             longest = max(int(rows.source.c.max()) for rows in splits if len(rows))
-            count = int(self.n_fillers or 0) if self.mode in ("fixed", "capped") else max(longest, 1)
+            longest = max(longest, self.infer_num_fillers or 1)
+            count = int(self.n_fillers or 0) if self.mode in ("fixed", "capped") else longest
         return tuple(add_words(lm, [self.fill_word(i) for i in range(count)], self.init_fill, seed))
 
     def _fit_positions(self, lm: CausalLM, splits: list[Rows], knobs: Knobs) -> None:
@@ -331,13 +332,13 @@ class Internalize(Method):
             ConfigError: If rows do not fit.
         """
         needed = 0
-        for rows in splits:
+        for rows in splits:  # the first are those to train on
             if len(rows):
                 source = rows.source
                 starts_empty = self.schedule == "count" and math.isinf(float(self.remove_start_from or 0))
                 r = source.c if starts_empty else source.c * 0
                 length = source.n if knobs.keep_position else source.n - r + knobs.fillers(r)
-                if self.max_len_train > 0 and not knobs.keep_position:
+                if self.max_len_train > 0 and not knobs.keep_position and rows is splits[0]:
                     length = length[length <= self.max_len_train]
                 needed = max([needed, *length.max().reshape(-1).tolist()]) if len(length) else needed
         limit = lm.max_positions
