@@ -34,15 +34,14 @@ def gather_data(task: ChainTask | str | None, data: Data | None, options: Option
     """
     if (task is None) == (data is None):
         raise ConfigError("Give the rows either as task= or as data=.")
-    if isinstance(task, str):
-        task = TASKS.find(task)()
     if data is None:
+        task = TASKS.find(task)() if isinstance(task, str) else task
         if not hasattr(task, "chains"):
             raise ConfigError(
                 f"The task {getattr(task, 'name', task)!r} has no chains of thought to train on.",
                 "Run: unspoken list tasks",
             )
-        assert task is not None
+        assert task is not None and not isinstance(task, str)
         data = Data(task.chains("train"), task.chains("valid"), task.chains("test"), task.manifest())
     if options.max_size != -1:
         data = replace(data, train=data.train[: options.max_size])
