@@ -367,3 +367,18 @@ def test_teacher_forced_numbers() -> None:
     by_place = (logits.argmax(-1) == labels)[:, -3:].float().mean(0)  # ####, the answer, the end
     assert metrics["answer_accuracy/0"] == pytest.approx(float(by_place[1]))
     assert "answer_accuracy/0" not in work.evaluate(lm, "test", 1, limit=None, generate=False)
+
+
+def test_likely_mistakes_are_noted() -> None:
+    never, _ = work_of(remove_from_n_steps=10**6)
+    assert any("Nothing is removed in this run" in note for note in never.notes)
+    whole, _ = work_of(unit="step", step_delimiters=("!",))
+    assert any("Every chain is a single step" in note for note in whole.notes)
+    assert work_of(preset="explicit_cot")[0].notes == []
+
+
+def test_settings_that_a_schedule_would_ignore_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"remove_start_from \(preset: no_cot\) belongs to the schedules count"
+    ):
+        Internalize(preset="no_cot", schedule="joint", mode="replace")

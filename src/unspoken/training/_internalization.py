@@ -83,6 +83,21 @@ class InternalizationWork(Work):
             for why, count in rows.dropped.items()
         ]
         self._check_counts()
+        self._note_schedule()
+
+    def _note_schedule(self) -> None:
+        """Say what is likely a mistake, though it may be meant."""
+        begin = self.schedule.begin
+        if math.isfinite(begin) and begin >= self.total_steps:
+            self.notes.append(
+                f"Nothing is removed in this run: removal begins at micro-batch {begin:,.0f} (pretrain_epochs, "
+                f"remove_from_n_steps) of {self.total_steps:,}."
+            )
+        steps, c = self.rows.steps, self.rows.source.c
+        if steps is not None and len(c) and int(steps.count.max()) == 1 and int(c.max()) > 1:
+            self.notes.append(
+                f"Every chain is a single step: none of the step_delimiters {self.method.step_delimiters} occurs."
+            )
 
     def _check_counts(self) -> None:
         """Refuse a number of fillers that could not be known when decoding, and a limit that no row ever meets."""
@@ -310,6 +325,8 @@ class InternalizationWork(Work):
             return {}
         stage = self.stage(max(t - 1, 0))
         metrics = self._teacher_forced(lm, rows, n, stage)
+        if left_out := len(self._chains[split]) - len(rows):
+            metrics["left_out"] = float(left_out)  # rows that could not be tokenised, and are in no accuracy
         if generate and self._decodable(stage):
             metrics |= self._decoded(lm, split, n, t, stage)
         return metrics
