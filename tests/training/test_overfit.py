@@ -30,7 +30,7 @@ SWITCH = {"remove_from_n_steps": 10, "ramp_end": 0.4}
         {"preset": "no_cot", "sep_mode": "distinct", "keep_position": True},
         {"preset": "icot_si", **SHIFT},
         {**SHIFT, "removal_side": "right", "remove_separator": True},
-        {**SHIFT, "schedule": "fraction", "unit": "step", "ramp_end": 0.4},
+        {**SHIFT, "remove_every_n_step": 0, "schedule": "fraction", "unit": "step", "ramp_end": 0.4},
         {"preset": "filler_replace", **SHIFT, "fill_kind": "distinct", "fill_target": "cot"},
         {**SHIFT, "mode": "replace", "fill_kind": "text", "fill_target": "fill", "fill_loss_weight": 0.5},
         {**SHIFT, "mode": "ratio", "fill_ratio": 0.5, "fill_kind": "distinct"},

@@ -129,8 +129,10 @@ class Work(ABC):
         """
         return False
 
-    may_reset: bool = False
-    """Whether `resets_optimizer` may ever be true."""
+    @property
+    def may_reset(self) -> bool:
+        """Whether `resets_optimizer` may ever be true: then processes agree on gradients at every micro-batch."""
+        return type(self).resets_optimizer is not Work.resets_optimizer
 
     sticky: tuple[str, ...] = ()
     """Metrics of each micro-batch that `resets_optimizer` wants back, summed over processes (and divided where

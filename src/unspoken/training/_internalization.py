@@ -69,7 +69,6 @@ class InternalizationWork(Work):
             else None
         )
         self.sticky = ("correct", "scored") if gated else ()
-        self.may_reset = bool(method.reset_optimizer)
         self.marker = len(lm.tokenizer(f" {MARKER}", add_special_tokens=False)["input_ids"])
         # Whether something was left of any chain in the last micro-batches made, by number: every process makes
         # all of a micro-batch, so nothing need be asked of the device or of other processes.
@@ -149,6 +148,10 @@ class InternalizationWork(Work):
             most = float(self._units(self.rows, torch.arange(self.n_rows)).max())
             return {"scheduled_removal": min(stage.count, most), "all_removed": float(stage.count >= most)}
         return {"scheduled_share": stage.share, "all_removed": float(stage.share >= 1)}
+
+    @property
+    def may_reset(self) -> bool:
+        return bool(self.method.reset_optimizer)
 
     def resets_optimizer(self, t: int, previous: dict[str, float]) -> bool:
         grows = self.schedule.grows(t)
