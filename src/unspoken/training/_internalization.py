@@ -82,21 +82,23 @@ class InternalizationWork(Work):
             for why, count in rows.dropped.items()
         ]
         self._check_counts()
-        self._note_schedule()
+        self.notes += self._odd_schedule()
 
-    def _note_schedule(self) -> None:
-        """Say what is likely a mistake, though it may be meant."""
+    def _odd_schedule(self) -> list[str]:
+        """What is likely a mistake, though it may be meant, each as one sentence."""
+        found = []
         begin = self.schedule.begin
         if math.isfinite(begin) and begin >= self.total_steps:
-            self.notes.append(
+            found.append(
                 f"Nothing is removed in this run: removal begins at micro-batch {begin:,.0f} (pretrain_epochs, "
                 f"remove_from_n_steps) of {self.total_steps:,}."
             )
         steps, c = self.rows.steps, self.rows.source.c
         if steps is not None and len(c) and int(steps.count.max()) == 1 and int(c.max()) > 1:
-            self.notes.append(
+            found.append(
                 f"Every chain is a single step: none of the step_delimiters {self.method.step_delimiters} occurs."
             )
+        return found
 
     def _check_counts(self) -> None:
         """Refuse a number of fillers that could not be known when decoding, and a limit that no row ever meets."""
