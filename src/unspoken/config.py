@@ -19,7 +19,7 @@ import typing
 from abc import ABCMeta
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
 
 from unspoken.errors import ConfigError, suggest
 
@@ -49,6 +49,36 @@ class ConfigMeta(ABCMeta):
             if problems:
                 raise ConfigError(problems)
             return super().__call__(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Configured(metaclass=ConfigMeta):
+    """A frozen dataclass whose fields are at once its arguments, its flags and its recorded configuration.
+
+    Strategies, tasks, training methods and the options of a run are made of it. The docstring of a field (the
+    string under it) is its help text.
+
+    Raises:
+        ConfigError: When one is made, with all that is wrong with its fields.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {}
+    """Other names of fields, as the original code bases call them."""
+
+    def __post_init__(self) -> None:
+        # The class's own checks need values of the right types.
+        problems = check_fields(self) or self.problems()
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def name(self) -> str:
+        """The file name of the class's module."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def problems(self) -> list[str]:
+        """All that is wrong with the fields, each as one sentence."""
+        return []
 
 
 def check_fields(config: Any) -> list[str]:

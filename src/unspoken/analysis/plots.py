@@ -127,10 +127,8 @@ def curves(
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    figure_class = require("matplotlib.figure", "plots", "A figure").Figure
     with _style(theme):
-        figure: Figure = figure_class(figsize=(7.2, 3.9), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _plane(label, theme)
         for i, (name, x, value, low, high) in enumerate(zip(names, xs, values, lows, highs, strict=True)):
             colour = COLOURS[i % len(COLOURS)]
             axes.fill_between(
@@ -147,10 +145,6 @@ def curves(
                 markeredgecolor=theme.paper,
             )
         axes.set_ylim(0, 104)
-        axes.set_xlabel(label)
-        axes.set_ylabel("accuracy in %")
-        axes.grid(True, color=theme.grid, linewidth=0.8)
-        _frame(axes, theme)
         figure.legend(loc="outside right upper", frameon=False, labelcolor=theme.ink, handletextpad=0.4)
     return figure
 
@@ -170,10 +164,8 @@ def cost_accuracy(
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    figure_class = require("matplotlib.figure", "plots", "A figure").Figure
     with _style(theme):
-        figure: Figure = figure_class(figsize=(7.2, 3.9), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _plane(label, theme)
         for i, (name, cost, value, low, high) in enumerate(
             zip(names, costs, values, lows, highs, strict=True)
         ):
@@ -191,10 +183,6 @@ def cost_accuracy(
         else:
             axes.set_xlim(0, max(1.0, max(costs) * 1.1))
         axes.set_ylim(0, min(100.0, max(5.0, 108 * max(highs))))
-        axes.set_xlabel(label)
-        axes.set_ylabel("accuracy in %")
-        axes.grid(True, color=theme.grid, linewidth=0.8)
-        _frame(axes, theme)
         figure.legend(loc="outside right upper", frameon=False, labelcolor=theme.ink, handletextpad=0.3)
     return figure
 
@@ -220,6 +208,19 @@ def _figure(names: Sequence[str], theme: Theme) -> tuple[Figure, Axes]:
         axes.grid(True, axis="x", color=theme.grid, linewidth=0.8)
         axes.tick_params(axis="y", length=0)
         _frame(axes, theme)
+    return figure, axes
+
+
+def _plane(label: str, theme: Theme) -> tuple[Figure, Axes]:
+    """A figure of accuracies over something, to be drawn in within `_style`."""
+    figure: Figure = require("matplotlib.figure", "plots", "A figure").Figure(
+        figsize=(7.2, 3.9), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy in %")
+    axes.grid(True, color=theme.grid, linewidth=0.8)
+    _frame(axes, theme)
     return figure, axes
 
 

@@ -13,12 +13,12 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from unspoken.config import ConfigMeta, check_fields
+from unspoken.config import Configured
 from unspoken.errors import ConfigError
 from unspoken.types import Event, Kind, Message, Phase, RowId, Trace
 
@@ -173,30 +173,12 @@ class State:
 
 
 @dataclass(frozen=True)
-class Strategy(metaclass=ConfigMeta):
+class Strategy(Configured):
     """A way to think and answer. A frozen dataclass in a file of its own; the file name is its name.
 
     The fields are the Python arguments, the command's flags, the web form and the recorded
     configuration. Each field's docstring (the string under it) becomes its help text.
     """
-
-    aliases: ClassVar[dict[str, str]] = {}
-    """Other names of fields, as the original code bases call them."""
-
-    def __post_init__(self) -> None:
-        # The class's own checks need values of the right types.
-        problems = check_fields(self) or self.problems()
-        if problems:
-            raise ConfigError(problems)
-
-    @property
-    def name(self) -> str:
-        """The file name of the class's module."""
-        return type(self).__module__.rpartition(".")[2]
-
-    def problems(self) -> list[str]:
-        """All that is wrong with the fields, each as one sentence."""
-        return []
 
     def check(self, lm: CausalLM) -> list[str]:
         """All that does not fit this model, each as one sentence (`k` above the vocabulary, say)."""

@@ -6,13 +6,12 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unspoken.config import ConfigMeta, check_fields
-from unspoken.errors import ConfigError
+from unspoken.config import Configured
 from unspoken.types import Example, Grade, Message
 
 
 @dataclass(frozen=True)
-class Task(metaclass=ConfigMeta):
+class Task(Configured):
     """One benchmark. A frozen dataclass: its fields are arguments, flags and recorded configuration.
 
     A subclass lives alone in `tasks/NAME.py`; the file name is the task's name. `version` goes up
@@ -20,22 +19,6 @@ class Task(metaclass=ConfigMeta):
     """
 
     version: ClassVar[int] = 1
-    aliases: ClassVar[dict[str, str]] = {}
-
-    def __post_init__(self) -> None:
-        # The class's own checks need values of the right types.
-        problems = check_fields(self) or self.problems()
-        if problems:
-            raise ConfigError(problems)
-
-    @property
-    def name(self) -> str:
-        """The file name of the class's module."""
-        return type(self).__module__.rpartition(".")[2]
-
-    def problems(self) -> list[str]:
-        """All that is wrong with the fields, each as one sentence."""
-        return []
 
     @abstractmethod
     def examples(self) -> list[Example]:

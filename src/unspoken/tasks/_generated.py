@@ -21,6 +21,7 @@ Draw: TypeAlias = "Callable[[Dice, int], tuple[Ints, Ints]]"
 _BLOCK = 8192  # candidates drawn at a time; part of what a seed means
 _PATIENCE = 64  # blocks without a new row before giving up
 _SMALL_POOL = 1 << 20  # pools up to this size are shuffled whole
+_MOST_TUPLES = 100_000
 _MOST_TRAIN, _MOST_VALID = 100_000, 500
 
 
@@ -125,6 +126,23 @@ def tuple_words(m: int, d: int) -> list[str]:
     """The word of every tuple of d digits modulo m, by its code (most significant digit first)."""
     joint = "" if m <= 10 else ","
     return [joint.join(str(code // m**i % m) for i in reversed(range(d))) for code in range(m**d)]
+
+
+def tuple_problems(n: tuple[int, int, int], d: tuple[int, int, int], m: int) -> list[str]:
+    """What is wrong with the sizes of rows of tuples: n of them, of d digits modulo m.
+
+    Args:
+        n: The number of tuples, and the least and the most it may be.
+        d: The digits of one, and the least and the most they may be.
+        m: The modulus.
+    """
+    sizes = (("n", *n), ("d", *d), ("m", m, 2, 1000))
+    found = [
+        f"{k} must be from {low} to {high}, not {v}." for k, v, low, high in sizes if not low <= v <= high
+    ]
+    if not found and m ** d[0] > _MOST_TUPLES:
+        found.append(f"m**d is {m ** d[0]}; at most {_MOST_TUPLES} different tuples are allowed.")
+    return found
 
 
 def tuple_codes(tuples: Ints, m: int) -> Ints:

@@ -17,6 +17,7 @@ from unspoken.tasks._generated import (
     sentences,
     share_problems,
     tuple_codes,
+    tuple_problems,
     tuple_words,
 )
 from unspoken.tasks._numpy import np
@@ -25,7 +26,6 @@ from unspoken.types import Example, Grade
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MOST_TUPLES = 100_000
 _MOST_ACCIDENTS = 3.0  # expected accidental triples beyond which rows without one are too rare
 
 
@@ -57,12 +57,7 @@ class Match3(GeneratedTask):
 
     def problems(self) -> list[str]:
         """Sizes that are out of range, and settings in which rows without a triple are too rare."""
-        found = []
-        for name, value, low, high in (("n", self.n, 3, 32), ("d", self.d, 1, 8), ("m", self.m, 2, 1000)):
-            if not low <= value <= high:
-                found.append(f"{name} must be from {low} to {high}, not {value}.")
-        if not found and self.m**self.d > _MOST_TUPLES:
-            found.append(f"m**d is {self.m**self.d}; at most {_MOST_TUPLES} different tuples are allowed.")
+        found = tuple_problems((self.n, 3, 32), (self.d, 1, 8), self.m)
         accidents = 0.0 if found else comb(self.n, 3) / self.m**self.d
         if accidents > _MOST_ACCIDENTS:
             found.append(

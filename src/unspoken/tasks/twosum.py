@@ -14,13 +14,13 @@ from unspoken.tasks._generated import (
     sentences,
     share_problems,
     tuple_codes,
+    tuple_problems,
     tuple_words,
 )
 from unspoken.tasks._numpy import np
 from unspoken.types import Example, Grade
 
 _OFFSETS = 10
-_MOST_TUPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,7 @@ class TwoSum(GeneratedTask):
 
     def problems(self) -> list[str]:
         """Sizes and shares that are out of range."""
-        found = []
-        for name, value, low, high in (("n", self.n, 2, 64), ("d", self.d, 1, 16), ("m", self.m, 2, 1000)):
-            if not low <= value <= high:
-                found.append(f"{name} must be from {low} to {high}, not {value}.")
-        if not found and self.m**self.d > _MOST_TUPLES:
-            found.append(f"m**d is {self.m**self.d}; at most {_MOST_TUPLES} different tuples are allowed.")
+        found = tuple_problems((self.n, 2, 64), (self.d, 1, 16), self.m)
         if not 0 <= self.true_rate <= 1:
             found.append(f"true_rate must be from 0 to 1, not {self.true_rate}.")
         return found + share_problems(self.mix, self.bare) + self.size_problems()

@@ -11,13 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from unspoken.config import ConfigMeta, check_fields
-from unspoken.errors import ConfigError
+from unspoken.config import Configured
 from unspoken.tasks._chains import Chain
 
 if TYPE_CHECKING:
@@ -177,28 +176,12 @@ class Work(ABC):
 
 
 @dataclass(frozen=True)
-class Method(metaclass=ConfigMeta):
+class Method(Configured):
     """A training method. A frozen dataclass in a file of its own; the file name is its name.
 
     The fields are the Python arguments, the command's flags and the recorded configuration. Each field's
     docstring (the string under it) becomes its help text.
     """
-
-    aliases: ClassVar[dict[str, str]] = {}
-
-    def __post_init__(self) -> None:
-        problems = check_fields(self) or self.problems()
-        if problems:
-            raise ConfigError(problems)
-
-    @property
-    def name(self) -> str:
-        """The file name of the class's module."""
-        return type(self).__module__.rpartition(".")[2]
-
-    def problems(self) -> list[str]:
-        """All that is wrong with the fields, each as one sentence."""
-        return []
 
     def arithmetic(self, epoch_steps: int, total_steps: int) -> dict[str, str]:
         """What the curriculum does in a run, for `unspoken doctor train`: names and texts.

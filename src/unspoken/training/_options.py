@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from unspoken.config import ConfigMeta, check_fields
-from unspoken.errors import ConfigError
+from unspoken.config import Configured
 
 TRACKERS = ("none", "wandb", "trackio", "tensorboard")
 
@@ -22,7 +21,7 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class Options(metaclass=ConfigMeta):
+class Options(Configured):
     """The options of a training run that do not belong to its method."""
 
     aliases: ClassVar[dict[str, str]] = {
@@ -105,9 +104,7 @@ class Options(metaclass=ConfigMeta):
             object.__setattr__(self, "report_to", tuple(self.report_to.replace(",", " ").split()))
         if isinstance(self.lora_target, str):
             object.__setattr__(self, "lora_target", tuple(self.lora_target.replace(",", " ").split()))
-        problems = check_fields(self) or self.problems()
-        if problems:
-            raise ConfigError(problems)
+        super().__post_init__()
         object.__setattr__(self, "report_to", tuple(t for t in self.report_to if t != "none"))
 
     def micro_batches(self, n_rows: int) -> int:
