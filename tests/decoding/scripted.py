@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unspoken.decoding import Feed, Row, State, Strategy
+from unspoken.errors import UnspokenError
 from unspoken.lm.tokens import Tokens
 
 WIDTH = 12
@@ -113,3 +116,48 @@ class ScriptedDecoder:
     def _state(self, rows: list[_Row]) -> tuple[Tensor, Tensor]:
         logits = torch.stack([self.lm.script(self.lm, row.prompt, len(row.fed)) for row in rows])
         return logits, torch.zeros(len(rows), WIDTH)
+
+
+def speaker(make: Callable[..., ScriptedLM], texts: dict[tuple[int, ...], list[int]]) -> ScriptedLM:
+    """A model of which a greedy row says these ids after its prompt, then the end token."""
+
+    def script(lm: ScriptedLM, prompt: tuple[int, ...], read: int) -> Tensor:
+        tokens = [*texts[prompt], *lm.eos_ids]
+        return lm.law({tokens[min(read, len(tokens) - 1)]: 0.9, 99: 0.1})
+
+    return make(script)
+
+
+@dataclass(frozen=True)
+class Scripted(Strategy):
+    """Greedy, with a forced text, notes and vectors where asked."""
+
+    forced_at: int = -1
+    forced: tuple[int, ...] = ()
+    vectors: bool = False
+    backwards: bool = False
+    fails_at: int = -1
+
+    def begin(self, lm: Any, row: Row) -> None:
+        row.note("began", len(row.prompt_ids))
+        row.enter("think" if self.vectors else "answer")
+
+    def next_input(self, logits: Tensor, hidden: Tensor, state: State) -> list[Feed]:
+        rows = []
+        for i, row in enumerate(state.rows):
+            if row.steps == self.fails_at:
+                raise UnspokenError("cannot go on")
+            if row.steps == self.forced_at:
+                row.note("forcing", row.steps)
+                row.force(self.forced)
+            else:
+                rows.append(i)
+        if self.backwards:
+            rows.reverse()
+        chosen = logits[rows].argmax(-1)
+        if not rows:
+            return []
+        if self.vectors:
+            return [Feed(rows, "latent", vectors=state.lm.embed(chosen))]
+        own = logits[rows].log_softmax(-1).amax(-1)
+        return [Feed(rows, "token", token_ids=chosen, logprob=own)]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from scripted import ScriptedLM
+from scripted import Scripted, ScriptedLM, speaker
 from torch import Tensor
 
-from unspoken.decoding import Feed, Request, Row, State, Strategy, run
+from unspoken.decoding import Request, Strategy, run
 from unspoken.decoding._base import derive_seed
 from unspoken.decoding._loop import BLOCK_STEPS
 from unspoken.decoding.cot import ChainOfThought
-from unspoken.errors import ConfigError, UnspokenError
+from unspoken.errors import ConfigError
 from unspoken.lm.decode import Decoder
 from unspoken.lm.model import CausalLM
 from unspoken.types import Done, Event, Generation, Note, Step, Usage, fold
@@ -24,16 +24,6 @@ MakeLM = Callable[..., ScriptedLM]
 Ids = Callable[[str], list[int]]
 Tiny = Callable[[str], CausalLM]
 GREEDY = ChainOfThought(temperature=0.0)
-
-
-def speaker(make: MakeLM, texts: dict[tuple[int, ...], list[int]]) -> ScriptedLM:
-    """A model of which a greedy row says these ids after its prompt, then the end token."""
-
-    def script(lm: ScriptedLM, prompt: tuple[int, ...], read: int) -> Tensor:
-        tokens = [*texts[prompt], *lm.eos_ids]
-        return lm.law({tokens[min(read, len(tokens) - 1)]: 0.9, 99: 0.1})
-
-    return make(script)
 
 
 def timeless(event: Event) -> Event:
@@ -45,41 +35,6 @@ def by_row(events: Sequence[Event]) -> dict[Any, list[Event]]:
     for event in events:
         rows.setdefault(event.row, []).append(timeless(event))
     return rows
-
-
-@dataclass(frozen=True)
-class Scripted(Strategy):
-    """Greedy, with a forced text, notes and vectors where asked."""
-
-    forced_at: int = -1
-    forced: tuple[int, ...] = ()
-    vectors: bool = False
-    backwards: bool = False
-    fails_at: int = -1
-
-    def begin(self, lm: Any, row: Row) -> None:
-        row.note("began", len(row.prompt_ids))
-        row.enter("think" if self.vectors else "answer")
-
-    def next_input(self, logits: Tensor, hidden: Tensor, state: State) -> list[Feed]:
-        rows = []
-        for i, row in enumerate(state.rows):
-            if row.steps == self.fails_at:
-                raise UnspokenError("cannot go on")
-            if row.steps == self.forced_at:
-                row.note("forcing", row.steps)
-                row.force(self.forced)
-            else:
-                rows.append(i)
-        if self.backwards:
-            rows.reverse()
-        chosen = logits[rows].argmax(-1)
-        if not rows:
-            return []
-        if self.vectors:
-            return [Feed(rows, "latent", vectors=state.lm.embed(chosen))]
-        own = logits[rows].log_softmax(-1).amax(-1)
-        return [Feed(rows, "token", token_ids=chosen, logprob=own)]
 
 
 # Order of events

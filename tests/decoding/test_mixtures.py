@@ -9,22 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soft_help import BASES as NAMES
 from torch import Tensor
 
 from unspoken.decoding import _mixtures
 from unspoken.decoding._sampling import top_k
 from unspoken.lm.model import CausalLM
 
-NAMES = (
-    "non_uniform",
-    "element_wise_max",
-    "inverse_p",
-    "dirichlet",
-    "nucleus",
-    "uniform",
-    "hard_argmax",
-    "hard_sample",
-)
 LAW = torch.tensor([0.6, 0.2, 0.1, 0.07, 0.03])
 Tiny = Callable[[str], CausalLM]
 

@@ -127,7 +127,7 @@ def test_the_loss_is_that_of_all_logits(kind: str, fields: dict[str, Any]) -> No
     work, lm = work_of(MIXED, kind, **fields)
     rows = torch.arange(8)
     batch = work.batch(4, rows, generator(4))
-    edited = work._edited(work.stage(4), work.rows, rows, generator(4))
+    edited = work.edited(work.stage(4), work.rows, rows, generator(4))
     ours = work.loss(lm.model, batch, detailed=True)
     mean = ours.total / work.items(batch)
     theirs = full_loss(
@@ -161,7 +161,7 @@ def test_weighted_fillers(weight: float) -> None:
     work, lm = work_of(**fields, fill_loss_weight=weight)
     rows = torch.arange(8)
     batch = work.batch(0, rows, generator(0))
-    edited = work._edited(work.stage(0), work.rows, rows, None)
+    edited = work.edited(work.stage(0), work.rows, rows, None)
     logits = lm.model(input_ids=edited.ids).logits[:, :-1]
     each = nn.functional.cross_entropy(logits.transpose(1, 2), edited.labels[:, 1:], reduction="none")
     weights = torch.where(edited.filler[:, 1:], weight, 1.0) * (edited.labels[:, 1:] != IGNORE)
@@ -355,7 +355,7 @@ def test_the_strategy_of_a_stage(fields: dict[str, Any], t: int, expected: dict[
 def test_teacher_forced_numbers() -> None:
     work, lm = work_of(remove_start_from=1)
     metrics = work.evaluate(lm, "valid", 1, limit=7, generate=False)
-    edited = work._edited(work.stage(0), work.splits["valid"], torch.arange(7), None)
+    edited = work.edited(work.stage(0), work.splits["valid"], torch.arange(7), None)
     logits = lm.model(input_ids=edited.ids).logits[:, :-1]
     labels = edited.labels[:, 1:]
     right = (logits.argmax(-1) == labels)[labels != IGNORE]

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from unspoken.decoding.filler import Filler
 from unspoken.errors import ConfigError
-from unspoken.tasks._chains import MARKER, answer_in, normal
+from unspoken.tasks._chains import MARKER
 from unspoken.training._base import Batch, Data, Loss, Work
 from unspoken.training._edit import IGNORE, Edited, Knobs, edit, supervised
+from unspoken.training._internalization_scores import decoded, teacher_forced
 from unspoken.training._rows import Rows, Template
 from unspoken.training._schedule import Gate, Stage
-from unspoken.training._scored import scored_logits, summed_nll
+from unspoken.training._scored import forward_inputs, scored_logits, summed_nll
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from unspoken.training.internalize import Internalize
 
 _POOL = 64  # micro-batches whose rows are sorted together
-_EVAL_LOGITS = 2**25  # numbers in the logits of one batch of an evaluation, at most
-_EVAL_ROWS = 128
-_MOST_PLACES = 64  # answer positions reported one by one
-_EXTRA_TOKENS = 8  # beyond the longest target, when decoding
 
 
 class InternalizationWork(Work):
@@ -58,7 +55,7 @@ class InternalizationWork(Work):
         self.method, self.splits, self.template, self.knobs = method, splits, template, knobs
         self.rows = splits["train"]
         self.n_rows = len(self.rows)
-        self._chains = {"train": data.train, "valid": data.valid, "test": data.test}
+        self.chains = {"train": data.train, "valid": data.valid, "test": data.test}
         self.epoch_steps = max(1, math.ceil(self.n_rows / options.batch_size))
         self.total_steps = options.micro_batches(self.n_rows)
         self.schedule = method.removal(self.epoch_steps, self.total_steps)
@@ -182,10 +179,10 @@ class InternalizationWork(Work):
     # Batches
 
     def batch(self, t: int, rows: Tensor, generator: torch.Generator) -> Batch:
-        edited = self._edited(self.stage(t), self.rows, rows, generator)
+        edited = self.edited(self.stage(t), self.rows, rows, generator)
         self._left[t] = not bool(edited.emptied.all())
         skipped = self._too_long(edited.lengths)
-        batch = self._inputs(edited, skipped)
+        batch = self.inputs(edited, skipped)
         if self.method.fill_target != "ignore" and (
             self.method.fill_loss_weight != 1 or self.method.fill_loss_anneal
         ):
@@ -202,7 +199,7 @@ class InternalizationWork(Work):
         return (batch["targets"] != IGNORE).sum()
 
     def loss(self, model: nn.Module, batch: Batch, *, detailed: bool) -> Loss:
-        logits = scored_logits(model, batch["index"], **_forward_inputs(batch))
+        logits = scored_logits(model, batch["index"], **forward_inputs(batch))
         targets = batch["targets"]
         metrics: dict[str, Tensor] = {}
         if detailed:
@@ -233,7 +230,8 @@ class InternalizationWork(Work):
             removed = rows.steps.tokens(which, removed, rows.source.c[which], side)
         return removed
 
-    def _edited(self, stage: Stage, rows: Rows, which: Tensor, generator: torch.Generator | None) -> Edited:
+    def edited(self, stage: Stage, rows: Rows, which: Tensor, generator: torch.Generator | None) -> Edited:
+        """Some rows as they are at a stage; without a generator there are no random offsets."""
         source = rows.source.select(which)
         if self.knobs.pattern == "prefix":
             return edit(source, self._removals(stage, rows, which, generator), self.knobs)
@@ -253,7 +251,7 @@ class InternalizationWork(Work):
             over = over.any().expand_as(over).clone()
         return over
 
-    def _inputs(self, edited: Edited, skipped: Tensor | None = None) -> Batch:
+    def inputs(self, edited: Edited, skipped: Tensor | None = None) -> Batch:
         """What the model reads and what it is to say; skipped rows are cut to the others' width, without targets."""
         width = edited.ids.shape[1]
         if skipped is not None and self.method.max_len_train > 0:
@@ -271,8 +269,8 @@ class InternalizationWork(Work):
 
     def strategy(self, t: int) -> Filler:
         m, stage = self.method, self.stage(max(t - 1, 0))
-        n, gap = self._inference_fillers(stage)
-        force, bare = self._forces_separator(stage), m.remove_separator and self._emptied(stage)
+        n, gap = self.inference_fillers(stage)
+        force, bare = self.forces_separator(stage), m.remove_separator and self._emptied(stage)
         return Filler(
             n_fillers=n,
             kind=m.fill_kind if n else "text",  # type: ignore[arg-type]
@@ -284,7 +282,8 @@ class InternalizationWork(Work):
             emit=bool(m.sample_fillers),
         )
 
-    def _forces_separator(self, stage: Stage) -> bool:
+    def forces_separator(self, stage: Stage) -> bool:
+        """Whether decoding is given the separator before the answer."""
         m = self.method
         return bool(m.force_sep2 and self._emptied(stage) and not m.sample_fillers and not m.remove_separator)
 
@@ -293,7 +292,7 @@ class InternalizationWork(Work):
             return bool(stage.count >= self._units(self.rows, torch.arange(self.n_rows)).max())
         return stage.share >= 1
 
-    def _inference_fillers(self, stage: Stage) -> tuple[int, int]:
+    def inference_fillers(self, stage: Stage) -> tuple[int, int]:
         """Fillers to read, and positions to leave out; chains are taken to be as long as the median one."""
         m, c = self.method, self.rows.source.c
         typical = c.argsort()[len(c) // 2 : len(c) // 2 + 1]
@@ -320,7 +319,6 @@ class InternalizationWork(Work):
 
     # Evaluation
 
-    @torch.no_grad()
     def evaluate(
         self, lm: CausalLM, split: str, t: int, *, limit: int | None, generate: bool
     ) -> dict[str, float]:
@@ -329,103 +327,9 @@ class InternalizationWork(Work):
         if n == 0:
             return {}
         stage = self.stage(max(t - 1, 0))
-        metrics = self._teacher_forced(lm, rows, n, stage)
-        if left_out := len(self._chains[split]) - len(rows):
+        metrics = teacher_forced(self, lm, rows, n, stage)
+        if left_out := len(self.chains[split]) - len(rows):
             metrics["left_out"] = float(left_out)  # rows that could not be tokenised, and are in no accuracy
         if generate and self._decodable(stage):
-            metrics |= self._decoded(lm, split, n, t, stage)
+            metrics |= decoded(self, lm, split, n, t, stage)
         return metrics
-
-    def _teacher_forced(self, lm: CausalLM, rows: Rows, n: int, stage: Stage) -> dict[str, float]:
-        """One forward over each row: what the model says of each token after the right ones."""
-        order = rows.source.n[:n].argsort(descending=True, stable=True)
-        sums = torch.zeros(4, dtype=torch.float64)  # targets, right ones, their nll, removed tokens
-        places = torch.zeros(2, _MOST_PLACES, dtype=torch.float64)
-        right_rows, exact, forced = 0, True, self._forces_separator(stage)
-        while len(order):
-            widest = self._edited(stage, rows, order[:1], None).ids.shape[1]
-            size = min(max(1, _EVAL_LOGITS // (widest * lm.vocab_size)), _EVAL_ROWS)
-            which, order = order[:size], order[size:]
-            edited = self._edited(stage, rows, which, None)
-            batch = {name: tensor.to(lm.device) for name, tensor in self._inputs(edited).items()}
-            logits = scored_logits(lm.model, batch["index"], **_forward_inputs(batch))
-            nll = summed_nll(logits, batch["targets"])
-            right = (logits.argmax(-1) == batch["targets"]).cpu()
-            index, targets = batch["index"].cpu(), batch["targets"].cpu()
-            scored = targets != IGNORE
-            sums += torch.tensor([scored.sum(), right.sum(), nll, edited.removed.sum()], dtype=torch.float64)
-            source = rows.source.select(which)
-            # Tokens of the answer with its marker, and the end token; SEP2 stands before them.
-            tail = source.n - source.q - source.c - (0 if self.method.remove_separator else 1)
-            place = index + 1 - (edited.lengths - tail)[:, None]
-            answer = scored & (place >= 0)
-            # Places of the answer itself: without the marker before it and the end token after it.
-            place = place - (0 if self.method.remove_separator else self.marker)
-            last = tail - 1 - (0 if self.method.remove_separator else self.marker)
-            inner = answer & (place >= 0) & (place < last[:, None]) & (place < _MOST_PLACES)
-            for row, chosen in enumerate((inner, inner & right)):
-                places[row] += torch.bincount(place[chosen], minlength=_MOST_PLACES)
-            # What decoding is given need not be right: fillers, and SEP2 where it is forced.
-            needed = torch.where(edited.emptied[:, None], answer, scored) if forced else scored
-            if not self.method.sample_fillers:
-                at = (index + 1).clamp(max=edited.filler.shape[1] - 1)
-                needed = needed & ~edited.filler.gather(1, at)
-            right_rows += int((right | ~needed).all(1).sum())
-            exact = exact and self._reproduces(edited)
-        metrics = {
-            "loss": float(sums[2] / sums[0]),
-            "ppl": math.exp(min(float(sums[2] / sums[0]), 700.0)),
-            "token_accuracy": float(sums[1] / sums[0]),
-            "removed": float(sums[3] / n),
-            "rows": float(n),
-            "exact_match" if exact else "teacher_forced_exact": right_rows / n,
-        }
-        return metrics | {
-            f"answer_accuracy/{k}": float(places[1, k] / places[0, k])
-            for k in range(_MOST_PLACES)
-            if places[0, k]
-        }
-
-    def _reproduces(self, edited: Edited) -> bool:
-        """Whether greedy decoding would write exactly the rows whose every target is the likeliest token.
-
-        It does where nothing is left of the chain, and the rows have as many fillers as decoding would read.
-        """
-        if not bool(edited.emptied.all()):
-            return False
-        if self.method.sample_fillers or self.method.mode == "drop":
-            return not self.method.keep_position or len(edited.removed.unique()) == 1  # type: ignore[no-untyped-call]
-        fillers = edited.filler.sum(1)
-        return bool((fillers == self._inference_fillers(Stage("count", math.inf))[0]).all())
-
-    def _decoded(self, lm: CausalLM, split: str, n: int, t: int, stage: Stage) -> dict[str, float]:
-        """Greedy decoding, compared with the answers as text."""
-        rows, chains = self.splits[split], self._chains[split]
-        edited = self._edited(stage, rows, torch.arange(n), None)
-        longest = int((edited.lengths - rows.source.q[:n]).max()) + _EXTRA_TOKENS
-        results = lm.generate(
-            [rows.prompt(i) for i in range(n)],
-            self.strategy(t),
-            max_new_tokens=longest,
-            batch_size=64,
-            trace="none",
-        )
-        assert isinstance(results, list)
-        wanted = [normal(chains[int(i)].answer) for i in rows.kept[:n]]
-        said = [answer_in(result.text) for result in results]
-        return {
-            "exact_match": sum(a == b for a, b in zip(said, wanted, strict=True)) / n,
-            "numeric_match": sum(_same_number(a, b) for a, b in zip(said, wanted, strict=True)) / n,
-            "decoded_tokens": sum(len(result.steps) for result in results) / n,
-        }
-
-
-def _same_number(a: str, b: str) -> bool:
-    try:
-        return float(a) == float(b)
-    except ValueError:
-        return a == b
-
-
-def _forward_inputs(batch: Batch) -> Batch:
-    return {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,82 +19,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from unspoken.errors import RunError
-from unspoken.training._base import Batch, Loss, Work
+from unspoken.training._base import Batch, Work
 from unspoken.training._options import Options
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with checkpoints.
-
-    Attributes:
-        t: Micro-batches done.
-        step: Optimizer steps done.
-        reset_at: The t of the last reset of the optimizer; -1 before any.
-        previous: The method's sticky metrics of the last micro-batch.
-        work: What the method remembers.
-        pending: Whether the optimizer is to be reset before micro-batch t, if the method was asked already.
-        scores: Best score so far of each kept checkpoint.
-        seconds: Wall time so far.
-        loss_sum: Of the loss since the last log, ...
-        items: ... of its items, ...
-        rows: ... of rows, ...
-        tokens: ... and of tokens read.
-    """
-
-    t: int = 0
-    step: int = 0
-    reset_at: int = -1
-    previous: dict[str, float] = field(default_factory=dict)
-    work: dict[str, Any] = field(default_factory=dict)
-    pending: bool | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    items: float = 0.0
-    rows: int = 0
-    tokens: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-
-class LossModule(nn.Module):
-    """The method's loss as a module, for wrappers (several processes, autocast) to be put around it."""
-
-    def __init__(self, model: nn.Module, work: Work) -> None:
-        super().__init__()
-        self.model = model
-        self.work = work
-        self.config = model.config
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.sharded = False  # then the parameters are others than these
-        # Which layers FSDP shards one by one.
-        self._no_split_modules = getattr(model, "_no_split_modules", None)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch, without the walk through all modules at every step."""
-        if self.sharded:
-            super().zero_grad(set_to_none)
-            return
-        for parameter in self.trained:
-            parameter.grad = None
-
-    def forward(self, batch: Batch, detailed: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total and metrics of the method's loss."""
-        loss: Loss = self.work.loss(self.model, batch, detailed=detailed)
-        return loss.total, loss.metrics
-
-
-@dataclass
-class Micro:
-    """One micro-batch, as all processes see it."""
-
-    t: int
-    rows: Tensor
-    batch: Batch
-    items: float
+from unspoken.training._steps import LossModule, Micro, Progress, divisor, draw_seed, scale_gradients, tokens
 
 
 class Loop(transformers.Trainer):
@@ -184,7 +110,7 @@ class Loop(transformers.Trainer):
             if position and self._resets():
                 if self._sees_grads:
                     # What is pending is a step of its own: it was divided by the items of the whole window.
-                    _scale_gradients(model, items / done if done else 1.0)
+                    scale_gradients(model, items / done if done else 1.0)
                     self.accelerator.gradient_state._set_sync_gradients(
                         True
                     )  # else the step would be left out
@@ -248,7 +174,7 @@ class Loop(transformers.Trainer):
         elif last:
             self.accelerator.gradient_state._set_sync_gradients(True)
         here.rows += len(micro.rows)
-        here.tokens += _tokens(micro.batch)
+        here.tokens += tokens(micro.batch)
         if metrics and self.work.sticky:
             here.previous = self._sticky(metrics, micro)
         here.t += 1
@@ -272,7 +198,7 @@ class Loop(transformers.Trainer):
         values = self.accelerator.reduce(values, "sum") if self.world > 1 else values
         counts = (micro.items, len(micro.rows))
         return {
-            name: value / _divisor(name, *counts)
+            name: value / divisor(name, *counts)
             for name, value in zip(self.work.sticky, values.tolist(), strict=True)
         }
 
@@ -345,7 +271,7 @@ class Loop(transformers.Trainer):
         )
         values = self.accelerator.reduce(values, "sum") if self.world > 1 else values
         return {
-            name.removesuffix("/items").removesuffix("/rows"): value / _divisor(name, *self._detail_of)
+            name.removesuffix("/items").removesuffix("/rows"): value / divisor(name, *self._detail_of)
             for name, value in zip(self._detail, values.tolist(), strict=True)
         }
 
@@ -411,26 +337,3 @@ class _Rate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
-
-
-def draw_seed(seed: int, t: int) -> int:
-    """The seed of all draws of micro-batch t."""
-    return (seed * 1_000_000_007 + t * 10_007) % 2**62
-
-
-def _tokens(batch: Batch) -> int:
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return batch["input_ids"].numel() if "input_ids" in batch else 0
-
-
-def _divisor(name: str, items: float, rows: int) -> float:
-    if name.endswith("/items"):
-        return max(items, 1.0)
-    return max(rows, 1) if name.endswith("/rows") else 1.0
-
-
-def _scale_gradients(model: nn.Module, factor: float) -> None:
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unspoken.errors import ModelError
+from unspoken.training._base import Batch
 
 
 def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
@@ -99,3 +100,8 @@ def summed_nll(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -
         return nn.functional.cross_entropy(flat, targets.flatten(), reduction="sum")
     each = nn.functional.cross_entropy(flat, targets.flatten(), reduction="none")
     return torch.dot(each, weights.flatten())
+
+
+def forward_inputs(batch: Batch) -> Batch:
+    """What of a batch the model itself reads."""
+    return {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}

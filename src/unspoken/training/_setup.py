@@ -3,26 +3,116 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from unspoken.discovery import TASKS
-from unspoken.errors import ConfigError, DataError, require
+from unspoken import config as configs
+from unspoken.discovery import METHODS, TASKS
+from unspoken.errors import ConfigError, DataError, MissingExtraError, require
 from unspoken.lm.model import CausalLM, load
 from unspoken.training._base import Data, Method
-from unspoken.training._options import Options
+from unspoken.training._options import FREE, Options
 
 if TYPE_CHECKING:
     from unspoken.tasks._chains import ChainTask
 
 TINY = ("tiny", "tiny-llama")
+
+
+def configure(method: str | Method, options: Options | None, given: dict[str, Any]) -> tuple[Method, Options]:
+    """The method and the options, from objects, a name, and loose fields."""
+    shared = {f.name for f in fields(Options)} | set(Options.aliases)
+    ours = {key: value for key, value in given.items() if key in shared}
+    others = {key: value for key, value in given.items() if key not in shared}
+    if ours and options is not None:
+        raise ConfigError(f"Give {', '.join(ours)} in options= too, or leave options= out.")
+    if isinstance(method, str):
+        return METHODS.find(method)(**others), options or Options(**ours)
+    if others:
+        raise ConfigError(
+            f"Unknown arguments: {', '.join(others)}; fields of the method belong to the method."
+        )
+    return method, options or Options(**ours)
+
+
+def arguments(options: Options, output: Path) -> TrainingArguments:
+    """What the Trainer is told: devices, precision and AdamW; the rest is `Loop`'s."""
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
+        bf16=options.precision == "bf16",
+        per_device_train_batch_size=options.batch_size,
+        max_steps=2**40,  # `Loop` says when it is over
+        learning_rate=options.lr,
+        weight_decay=options.weight_decay,
+        adam_beta1=options.beta1,
+        adam_beta2=options.beta2,
+        adam_epsilon=options.eps,
+        max_grad_norm=options.max_grad_norm,
+        seed=options.seed,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to=list(options.report_to) or "none",
+        ddp_find_unused_parameters=False,
+        ddp_timeout=24 * 3600,  # one process evaluates while the others wait
+        log_level="error",
+        log_level_replica="error",
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # several GPUs are for several processes: accelerate launch
+    return arguments
+
+
+def require_trackers(options: Options) -> None:
+    """Refuse trackers that are not installed, before anything is written.
+
+    Raises:
+        MissingExtraError: With the line that installs one.
+    """
+    for name in options.report_to:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise MissingExtraError(
+                f"report_to={name} needs the package {name!r}, which is not installed.",
+                f"Run: pip install {name}",
+            )
+
+
+def check_processes(options: Options, arguments: TrainingArguments) -> None:
+    """Refuse a micro-batch that does not divide among the processes.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if options.batch_size % arguments.world_size:
+        raise ConfigError(
+            f"batch_size counts the rows of all processes together: {options.batch_size} does not divide among "
+            f"{arguments.world_size}."
+        )
+
+
+def identity(method: Method, model: str | Path | CausalLM, data: Data, options: Options) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    name = f"{model.source} ({model.weights_hash})" if isinstance(model, CausalLM) else str(model)
+    kept = {key: value for key, value in configs.to_dict(options).items() if key not in FREE}
+    return {
+        "method": {"name": method.name, **configs.to_dict(method)},
+        "model": name,
+        "data": digest(data),
+        "options": kept,
+    }
 
 
 def gather_data(task: ChainTask | str | None, data: Data | None, options: Options) -> Data:

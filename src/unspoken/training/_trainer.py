@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +15,14 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from unspoken import config as configs
-from unspoken.discovery import METHODS
-from unspoken.errors import ConfigError, MissingExtraError, require
+from unspoken.errors import ConfigError, require
 from unspoken.lm.model import CausalLM
 from unspoken.training import _checkpoints as checkpoints
 from unspoken.training import _log, _setup
 from unspoken.training._base import Data, Method, Work
-from unspoken.training._loop import Hooks, Loop, Progress
-from unspoken.training._options import FREE, Options
+from unspoken.training._loop import Hooks, Loop
+from unspoken.training._options import Options
+from unspoken.training._steps import Progress
 from unspoken.training._weights import Weights
 
 if TYPE_CHECKING:
@@ -86,98 +84,18 @@ def train(
     require("accelerate", "train", "Training")
     if resume not in ("auto", "never"):
         raise ConfigError(f"resume must be auto or never, not {resume!r}.")
-    method, options = _configure(method, options, given)
+    method, options = _setup.configure(method, options, given)
     data = _setup.gather_data(task, data, options)  # type: ignore[arg-type]
     output = Path(output).expanduser()
-    _require_trackers(options)
-    arguments = _arguments(options, output)
-    _check_processes(options, arguments)
-    identity = _identity(method, model, data, options)
+    _setup.require_trackers(options)
+    arguments = _setup.arguments(options, output)
+    _setup.check_processes(options, arguments)
+    identity = _setup.identity(method, model, data, options)
     old = _prepare_folder(output, identity, resume, arguments)
     if old is not None and old["state"] == "finished":
         return TrainRun(output, old["metrics"], old["steps"], old["seconds"], already_finished=True)
     run = _Run(method, model, data, options, output, arguments, identity, quiet)
     return run.go(resuming=old is not None)
-
-
-def _configure(
-    method: str | Method, options: Options | None, given: dict[str, Any]
-) -> tuple[Method, Options]:
-    """The method and the options, from objects, a name, and loose fields."""
-    shared = {f.name for f in fields(Options)} | set(Options.aliases)
-    ours = {key: value for key, value in given.items() if key in shared}
-    others = {key: value for key, value in given.items() if key not in shared}
-    if ours and options is not None:
-        raise ConfigError(f"Give {', '.join(ours)} in options= too, or leave options= out.")
-    if isinstance(method, str):
-        return METHODS.find(method)(**others), options or Options(**ours)
-    if others:
-        raise ConfigError(
-            f"Unknown arguments: {', '.join(others)}; fields of the method belong to the method."
-        )
-    return method, options or Options(**ours)
-
-
-def _arguments(options: Options, output: Path) -> TrainingArguments:
-    """What the Trainer is told: devices, precision and AdamW; the rest is `Loop`'s."""
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
-        bf16=options.precision == "bf16",
-        per_device_train_batch_size=options.batch_size,
-        max_steps=2**40,  # `Loop` says when it is over
-        learning_rate=options.lr,
-        weight_decay=options.weight_decay,
-        adam_beta1=options.beta1,
-        adam_beta2=options.beta2,
-        adam_epsilon=options.eps,
-        max_grad_norm=options.max_grad_norm,
-        seed=options.seed,
-        save_strategy="no",
-        eval_strategy="no",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to=list(options.report_to) or "none",
-        ddp_find_unused_parameters=False,
-        ddp_timeout=24 * 3600,  # one process evaluates while the others wait
-        log_level="error",
-        log_level_replica="error",
-    )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # several GPUs are for several processes: accelerate launch
-    return arguments
-
-
-def _require_trackers(options: Options) -> None:
-    for name in options.report_to:
-        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
-        if not any(importlib.util.find_spec(package) for package in packages):
-            raise MissingExtraError(
-                f"report_to={name} needs the package {name!r}, which is not installed.",
-                f"Run: pip install {name}",
-            )
-
-
-def _check_processes(options: Options, arguments: TrainingArguments) -> None:
-    if options.batch_size % arguments.world_size:
-        raise ConfigError(
-            f"batch_size counts the rows of all processes together: {options.batch_size} does not divide among "
-            f"{arguments.world_size}."
-        )
-
-
-def _identity(method: Method, model: str | Path | CausalLM, data: Data, options: Options) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
-    name = f"{model.source} ({model.weights_hash})" if isinstance(model, CausalLM) else str(model)
-    kept = {key: value for key, value in configs.to_dict(options).items() if key not in FREE}
-    return {
-        "method": {"name": method.name, **configs.to_dict(method)},
-        "model": name,
-        "data": _setup.digest(data),
-        "options": kept,
-    }
 
 
 def _prepare_folder(
