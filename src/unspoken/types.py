@@ -8,7 +8,7 @@ one of the two.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Phase = Literal["think", "transition", "answer"]
@@ -16,7 +16,17 @@ Kind = Literal["prompt", "token", "soft", "latent", "filler", "forced"]
 Trace = Literal["none", "summary", "full"]
 RowId = int | str
 Message = dict[str, str]
-Status = Literal["correct", "wrong", "unparsed", "truncated"]
+Status = Literal["correct", "wrong", "unparsed", "truncated", "ungraded"]
+
+
+class RawText(str):
+    """A prompt that is read as it stands: no chat template, and only the tokenizer's own opening token.
+
+    A plain `str` is a question instead, asked through the chat template of a model that has one.
+    """
+
+    __slots__ = ()
+
 
 LATENT_KINDS = ("soft", "latent")
 FORCED_KINDS = ("forced", "filler")
@@ -121,12 +131,14 @@ class Done:
     """The row is finished.
 
     `reason` is one of `eos`, `stop` (a stop string), `length` (budget), `context` (no positions left),
-    `cancelled`, or `error: ...`.
+    `cancelled`, or `error: ...`. `records` holds the tensors that were asked for (`Request.record`); they are
+    no part of its JSON.
     """
 
     row: RowId
     reason: str
     usage: Usage
+    records: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 Event = Step | Rewind | Note | Done
@@ -135,7 +147,8 @@ _EVENTS: dict[str, type] = {"step": Step, "rewind": Rewind, "note": Note, "done"
 
 def event_to_dict(event: Event) -> dict[str, Any]:
     """A JSON-ready dict; fields at their defaults are left out."""
-    values = asdict(event)
+    values = asdict(replace(event, records={}) if isinstance(event, Done) else event)
+    values.pop("records", None)
     if isinstance(event, Step):
         values = {k: v for k, v in values.items() if v is not None and v != {} and (k != "text" or v)}
     return {"event": type(event).__name__.lower(), **values}
@@ -162,6 +175,7 @@ class Generation:
         reason: Why it ended, as in `Done`; empty while it runs.
         usage: Work done.
         notes: The last value of each `Note`.
+        records: The tensors that were asked for, by name: [T, D], one entry a step. No part of its JSON.
     """
 
     row: RowId
@@ -169,6 +183,7 @@ class Generation:
     reason: str = ""
     usage: Usage = field(default_factory=Usage)
     notes: dict[str, Any] = field(default_factory=dict)
+    records: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -204,7 +219,7 @@ class Generation:
         elif isinstance(event, Note):
             self.notes[event.name] = event.value
         else:
-            self.reason, self.usage = event.reason, event.usage
+            self.reason, self.usage, self.records = event.reason, event.usage, dict(event.records)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -262,14 +277,16 @@ class Grade:
 
     Attributes:
         status: `correct`, `wrong`, `unparsed` (no answer could be read) or `truncated` (the budget ended
-            before an answer could be read).
+            before an answer could be read); `ungraded` where the task has nothing to grade by.
         answer: The answer that was read.
         rule: Which rule read it, such as `boxed` or `last_number`.
+        others: What other graders say of the same text, by name.
     """
 
     status: Status
     answer: str | None = None
     rule: str | None = None
+    others: Mapping[str, Grade] = field(default_factory=dict)
 
     @property
     def correct(self) -> bool:

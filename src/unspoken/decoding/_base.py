@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
 
 Prompt = str | Sequence[Message] | Sequence[int]
+RECORDS = ("inputs", "hidden")
 
 
 @dataclass
@@ -43,6 +44,9 @@ class Request:
         stop: Strings that end the row when its answer text contains one.
         trace: `none` keeps ids, texts and log-probabilities; `summary` adds entropy, end probability and
             norms; `full` adds the candidates of every step.
+        record: Tensors to attach to the row's `Done` and so to its `Generation`, one entry a step: `inputs`
+            [T, D], the vectors read; `hidden` [T, D], the final hidden states (after the last norm) from which
+            each step was decided.
         sink: Called with each event of the row, as well as the stream that `run` returns.
     """
 
@@ -53,6 +57,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     trace: Trace = "summary"
+    record: tuple[str, ...] = ()
     sink: Callable[[Event], None] | None = None
     cancelled: bool = field(default=False, init=False)
 
@@ -64,6 +69,9 @@ class Request:
             problems.append(f"trace must be none, summary or full, not {self.trace!r}.")
         if any(not s for s in self.stop):
             problems.append("A stop string must not be empty.")
+        unknown = [name for name in self.record if name not in RECORDS]
+        if unknown:
+            problems.append(f"record must be of {', '.join(RECORDS)}, not {', '.join(map(repr, unknown))}.")
         if problems:
             raise ConfigError(problems)
 
@@ -87,6 +95,7 @@ class Row:
         phase_steps: Steps in the present phase.
         forced: Ids to feed before the strategy is asked again.
         after_forced: The phase that follows the forced text.
+        ending: Why the strategy wants the row to end with the present step; None while it does not.
         gap: Positions left out, for models trained with a hole in their positions: the first position
             that moves, and by how many it and all later ones do.
         memory: For the strategy.
@@ -102,6 +111,7 @@ class Row:
     phase_steps: int = 0
     forced: deque[int] = field(default_factory=deque)
     after_forced: Phase = "answer"
+    ending: str | None = None
     gap: Gap = (0, 0)
     memory: dict[str, Any] = field(default_factory=dict)
     notes: list[tuple[str, Any]] = field(default_factory=list)
@@ -192,6 +202,11 @@ class Strategy(Configured):
         """
         return request.max_new_tokens
 
+    @property
+    def width(self) -> int:
+        """How many rows of a batch one request can use at once."""
+        return 1
+
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
         """The ids of the prompt."""
         return lm.tokens.encode_prompt(prompt)
@@ -228,6 +243,7 @@ class Strategy(Configured):
         batch_size: int = 8,
         trace: Trace = "summary",
         stop: Sequence[str] = (),
+        record: Sequence[str] = (),
         live: bool = True,
     ) -> Iterator[Event]:
         """Run this strategy on some prompts; rows are numbered from 0 and come interleaved.
@@ -240,6 +256,7 @@ class Strategy(Configured):
             batch_size: Rows decoded at once.
             trace: How much each step reports.
             stop: Strings that end a row.
+            record: Tensors to attach to each row's `Done`.
             live: Report each step as soon as it is done, rather than in blocks.
 
         Raises:
@@ -256,6 +273,7 @@ class Strategy(Configured):
                 seed=derive_seed(seed, i),
                 stop=tuple(stop),
                 trace=trace,
+                record=tuple(record),
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -264,7 +282,7 @@ class Strategy(Configured):
             raise ConfigError(problems)
         for request in requests[:1]:
             self.budget(request)
-        return run(lm, requests, batch_size=min(batch_size, max(1, len(requests))), live=live)
+        return run(lm, requests, batch_size=min(batch_size, max(1, len(requests) * self.width)), live=live)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -2,12 +2,13 @@
 
 Requests come from an iterable; up to `batch_size` rows are live, and a finished row's place is taken by
 the next request at once. In each step the rows are grouped by strategy, each strategy says what its rows
-read next, and one forward serves them all. What the loop does comes out as `Event`s.
+read next, and one forward serves them all. What the loop does comes out as `Event`s. Branches of sequence-level
+strategies are rows like others; the conductor says which are wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,19 @@ from torch import Tensor
 
 from unspoken.decoding._base import Feed, Request, Row, State, Strategy
 from unspoken.decoding._sampling import token_logprob
+from unspoken.decoding._sequence import (
+    Conductor,
+    Decided,
+    Job,
+    Open,
+    Report,
+    SequenceStrategy,
+)
 from unspoken.decoding._trace import NOT_FINITE, Recorder
 from unspoken.errors import ConfigError, UnspokenError
+from unspoken.lm.cache import Prefix
 from unspoken.lm.decode import Decoder, Gap
-from unspoken.types import FORCED_KINDS, LATENT_KINDS, Done, Event, RowId, Usage
+from unspoken.types import FORCED_KINDS, LATENT_KINDS, Done, Event, RowId, Step, Usage
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -29,6 +39,8 @@ BLOCK_STEPS = 16
 PADDING_ALLOWED = 1.2
 """Prompts are prefilled together while padding adds at most this factor."""
 PREFILL_TOKENS = 8192
+_CONTINUED = ("eos", "stop", "length", "context")
+"""Ends of branches that may be gone on with: their keys and values are kept."""
 
 
 def run(
@@ -76,10 +88,24 @@ class _Live:
 
     row: Row
     counts: _Counts = field(default_factory=_Counts)
+    job: Job | None = None  # the branch that it decodes
+    resume: int | None = None  # a token of the kept steps that is still to be read
+    decided: Decided | None = None
+    inputs: list[Tensor] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
 
     @property
     def key(self) -> _Key:
         return _key(self.row)
+
+    @property
+    def cancelled(self) -> bool:
+        return self.row.request.cancelled if self.job is None else self.job.dropped
+
+    @property
+    def asked(self) -> bool:
+        """Whether its strategy decides about the next step."""
+        return not self.row.forced and self.resume is None and self.decided is None
 
 
 class _Loop:
@@ -94,27 +120,54 @@ class _Loop:
         self.decoder = Decoder(lm, batch_size)
         self.logits: Tensor | None = None  # [n, V] at each live row's last position
         self.hidden: Tensor | None = None  # [n, D]
-        self.prompts: dict[_Key, tuple[Tensor, Tensor]] = {}  # read by a live row
+        self.prompts: dict[_Key, tuple[Tensor, Tensor]] = {}  # read by a live row, or held
+        self.held: dict[_Key, Prefix] = {}  # prompts of open requests, whose branches come and go
+        self.conductor = Conductor(lm, self._release)
 
     def events(self) -> Iterator[Event]:
         since = 0
-        while self.requests is not None or self.live:
-            self._admit()
+        while self.requests is not None or self.live or self.conductor.open:
+            yield from self._emit(self._admit())
             if self.live:
                 self._step()
             since += 1
             if since >= self.block or self.finished or not self.live:
                 # A finished row is handed over at once: whoever keeps it must not lose it to a later failure.
                 since, self.finished = 0, False
-                yield from self.recorder.drain()
-        yield from self.recorder.drain()
+                yield from self._emit(self._drained())
+        yield from self._emit(self._drained())
+
+    def _drained(self) -> Iterator[Report]:
+        return self.conductor.route(self.recorder.drain())
+
+    @staticmethod
+    def _emit(reports: Iterable[Report]) -> Iterator[Event]:
+        for request, event in reports:
+            if request.sink is not None:
+                request.sink(event)
+            yield event
 
     # -- admission ------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
-        """Fill the free places from the source."""
+    def _admit(self) -> Iterator[Report]:
+        """Fill the free places: with branches that wait, then from the source."""
+        reports: list[Report] = []
         new: list[Row] = []
-        while self.requests is not None and len(self.live) + len(new) < self.batch_size:
+        jobs = self.conductor.jobs
+
+        def free() -> int:
+            return self.batch_size - len(self.live) - len(new) - len(jobs)
+
+        def take_jobs() -> None:
+            while jobs and len(self.live) + len(new) < self.batch_size:
+                job = jobs.popleft()
+                if job.dropped:
+                    reports.extend(self.conductor.ended(job, "cancelled"))
+                elif (row := self._branch(job, reports)) is not None:
+                    new.append(row)
+
+        take_jobs()
+        while self.requests is not None and free() > 0:
             try:
                 request = next(self.requests)
             except StopIteration:
@@ -124,11 +177,59 @@ class _Loop:
                 break
             try:
                 taken = {row.request.id for row in [*new, *(live.row for live in self.live)]}
-                new.append(self._make_row(request, taken))
+                taken |= {owner.row.request.id for owner in self.conductor.open}
+                row = self._make_row(request, taken)
             except UnspokenError as error:
                 self.recorder.done(request, Done(request.id, f"error: {error}", Usage()))
+                continue
+            if isinstance(request.strategy, SequenceStrategy):
+                reports.extend(self.conductor.begin(row))
+                take_jobs()
+            else:
+                new.append(row)
         if new:
             self._prefill(new)
+        yield from reports
+
+    def _branch(self, job: Job, reports: list[Report]) -> Row | None:
+        """Give a branch its row; one that needs its prompt's logits is returned, to be joined with the others."""
+        spawn = job.spawn
+        try:
+            row = job.make_row(self.lm)
+        except UnspokenError as error:
+            reports.extend(self.conductor.ended(job, f"error: {error}"))
+            return None
+        self.conductor.joined(job, row)
+        if isinstance(spawn.inner, SequenceStrategy):
+            reports.extend(self.conductor.begin(row, job))
+            return None
+        if not spawn.keep and spawn.decided is None:
+            return row
+        # The last kept token is read again to have logits after it; a decided token needs none.
+        length = len(row.prompt_ids) + spawn.keep - (spawn.decided is None)
+        assert spawn.parent is not None and spawn.parent.prefix is not None, "nothing is held to continue"
+        self.decoder.cache.append(spawn.parent.prefix.first(length))
+        resume = None if spawn.decided is not None else job.branch.steps[-1].token_id
+        device, width = self.lm.device, self.lm.hidden_size
+        blank = (
+            torch.zeros(1, self.lm.vocab_size, device=device),
+            torch.zeros(1, width, device=device, dtype=self.lm.dtype),
+        )
+        self._join(row, blank, resume=resume, decided=spawn.decided, kept=job.branch.steps, forwards=0)
+        return None
+
+    def _release(self, owner: Open) -> None:
+        """An open request is over: its prompt may go."""
+        ids = tuple(owner.row.prompt_ids)
+        if not self._wanted(ids):
+            for key in [key for key in self.held if key[0] == ids]:
+                del self.held[key]
+                if not any(live.key == key for live in self.live):
+                    self.prompts.pop(key, None)
+
+    def _wanted(self, ids: tuple[int, ...]) -> bool:
+        """Whether an open request may yet begin at this prompt again."""
+        return any(tuple(owner.row.prompt_ids) == ids for owner in self.conductor.open)
 
     def _make_row(self, request: Request, taken: set[RowId]) -> Row:
         strategy = request.strategy
@@ -140,7 +241,13 @@ class _Loop:
         ids = strategy.prompt_ids(self.lm, request.prompt)
         generator = torch.Generator().manual_seed(request.seed)
         row = Row(request, ids, strategy.budget(request), generator)
-        strategy.begin(self.lm, row)
+        if isinstance(strategy, SequenceStrategy):
+            if request.record:
+                raise ConfigError(
+                    f"{strategy.name} decides about sequences; record is for strategies of steps."
+                )
+        else:
+            strategy.begin(self.lm, row)
         limit = self.lm.max_positions
         if limit is not None and len(ids) + row.gap[1] >= limit:
             gap = f" and leaves out {row.gap[1]} positions" if row.gap[1] else ""
@@ -165,16 +272,31 @@ class _Loop:
                 state = (logits[i : i + 1], hidden[i : i + 1])
                 self.prompts[key] = state
                 self._join(first[key].pop(0), state)
+                if self._wanted(key[0]):
+                    self.held[key] = self.decoder.cache.prefix(len(self.live) - 1, len(key[0]))
         for key, rows in first.items():
             for row in rows:
-                source = next(i for i, live in enumerate(self.live) if live.key == key)
-                self.decoder.cache.fork(source, len(key[0]))
+                if key in self.held:
+                    self.decoder.cache.append(self.held[key])
+                else:
+                    source = next(i for i, live in enumerate(self.live) if live.key == key)
+                    self.decoder.cache.fork(source, len(key[0]))
                 self._join(row, self.prompts[key])
 
-    def _join(self, row: Row, state: tuple[Tensor, Tensor]) -> None:
+    def _join(
+        self,
+        row: Row,
+        state: tuple[Tensor, Tensor],
+        *,
+        resume: int | None = None,
+        decided: Decided | None = None,
+        kept: Sequence[Step] = (),
+        forwards: int = 1,
+    ) -> None:
         logits, hidden = state
-        self.live.append(_Live(row, _Counts(forwards=1)))
-        self.recorder.open(row)
+        job = self.conductor.job(row.request) if self.conductor.owns(row.request) else None
+        self.live.append(_Live(row, _Counts(forwards=forwards), job, resume, decided))
+        self.recorder.open(row, kept)
         self.logits = logits if self.logits is None else torch.cat([self.logits, logits])
         self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
 
@@ -184,7 +306,7 @@ class _Loop:
     def _step(self) -> None:
         ended: dict[int, str] = {}
         for i, live in enumerate(self.live):
-            if live.row.request.cancelled:
+            if live.cancelled:
                 ended[i] = "cancelled"
             elif self.recorder.failed(live.row):
                 ended[i] = NOT_FINITE
@@ -202,6 +324,9 @@ class _Loop:
                 assert feed.vectors is not None
                 vectors.append((feed.rows, feed.vectors))
             self._advance(feed, ended)
+        for i, live in enumerate(self.live):
+            if live.resume is not None and i not in ended:
+                tokens[i] = live.resume
         for i in sorted(ended, reverse=True):
             self._finish(i, ended[i])
         if not self.live:
@@ -217,6 +342,7 @@ class _Loop:
             inputs = inputs[self._kept(n, ended)]
         for live in self.live:
             live.counts.forwards += 1
+            live.resume = None
         self.logits, self.hidden = self.decoder.step(inputs, _gaps([live.row.gap for live in self.live]))
 
     @staticmethod
@@ -233,7 +359,7 @@ class _Loop:
         assert self.logits is not None and self.hidden is not None
         groups: dict[Strategy, list[int]] = {}
         for i, live in enumerate(self.live):
-            if i not in ended and not live.row.forced:
+            if i not in ended and live.asked:
                 groups.setdefault(live.row.request.strategy, []).append(i)
         feeds = []
         for strategy, places in groups.items():
@@ -253,6 +379,9 @@ class _Loop:
                 row = self.live[i].row
                 if row.counted >= row.budget and not row.forced:
                     ended[i] = "length"
+        decided = [i for i, live in enumerate(self.live) if i not in ended and live.decided is not None]
+        if decided:
+            feeds.append(self._decided(decided))
         forced = [i for i, live in enumerate(self.live) if i not in ended and live.row.forced]
         if forced:
             ids = [self.live[i].row.forced.popleft() for i in forced]
@@ -261,6 +390,21 @@ class _Loop:
                 Feed(forced, "forced", chosen, logprob=token_logprob(self.logits[forced], chosen), ends=False)
             )
         return feeds
+
+    def _decided(self, places: list[int]) -> Feed:
+        """The first tokens of branches that were given them."""
+        given = []
+        for i in places:
+            given.append(self.live[i].decided)
+            self.live[i].decided = None
+        device = self.lm.device
+        return Feed(
+            places,
+            "token",
+            torch.tensor([d.token_id for d in given if d], device=device),
+            logprob=torch.tensor([d.logprob for d in given if d], device=device),
+            sampled_logprob=torch.tensor([d.sampled_logprob for d in given if d], device=device),
+        )
 
     def _advance(self, feed: Feed, ended: dict[int, str]) -> None:
         """Record one step of the feed's rows, and decide which of them it ends."""
@@ -284,6 +428,14 @@ class _Loop:
                 if row.phase == "think":
                     phases[j] = "think"  # the step that opens a thinking block belongs to it
         self.recorder.steps(feed, [self.live[i].row for i in feed.rows], phases, ids, texts)
+        for j, i in enumerate(feed.rows):
+            live = self.live[i]
+            if "inputs" in live.row.request.record:
+                vector = feed.vectors[j] if feed.vectors is not None else self.lm.embed(feed.token_ids[j])  # type: ignore[index]
+                live.inputs.append(vector.clone())
+            if "hidden" in live.row.request.record:
+                assert self.hidden is not None
+                live.hidden.append(self.hidden[i].clone())
 
     def _account(self, live: _Live, feed: Feed, token: int | None, text: str) -> str | None:
         """Count the step; returns why the row ends with it, if it does."""
@@ -297,7 +449,9 @@ class _Loop:
             counts.latent += feed.kind in LATENT_KINDS
             counts.tokens += feed.kind not in LATENT_KINDS
         if token is not None and feed.ends and token in self.lm.eos_ids:
-            return "eos"
+            return "eos" if row.ending is None else row.ending
+        if row.ending is not None:
+            return row.ending
         if row.phase == "answer" and row.request.stop and feed.kind == "token":
             longest = max(map(len, row.request.stop))
             tail = row.memory.get("stop_tail", "") + text
@@ -316,16 +470,25 @@ class _Loop:
         live = self.live[place]
         self.finished = True
         row, counts = live.row, live.counts
+        if live.job is not None:
+            live.job.branch.memory = row.memory
+            if reason in _CONTINUED:
+                length = len(row.prompt_ids) + row.steps - 1
+                live.job.branch.prefix = self.decoder.cache.prefix(place, length)
         self.decoder.cache.drop(place)
         self.live[place] = self.live[-1]
         self.live.pop()
         key = live.key
-        if not any(other.key == key for other in self.live):
+        if key not in self.held and not any(other.key == key for other in self.live):
             self.prompts.pop(key, None)
         self.recorder.close(
             row,
             reason,
             Usage(len(row.prompt_ids), counts.tokens, counts.latent, counts.forced, counts.forwards),
+            {
+                name: torch.stack(getattr(live, name)) if row.steps else torch.empty(0, self.lm.hidden_size)
+                for name in row.request.record
+            },
         )
 
 

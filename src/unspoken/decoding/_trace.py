@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SCALARS = ("logprob", "sampled_logprob", "entropy", "end_prob", "norm_ratio")
 _SUMMARY = _SCALARS[2:]
 NOT_FINITE = "error: the model gave logits that are not finite"
+CONTEXT_PIECES = 4
+"""Pieces of text that fix how the next token is decoded: byte-level and sentence-piece decoders look back less."""
 _TOPS = ("top_ids", "top_probs", "top_weights")
 
 
@@ -44,9 +46,20 @@ class Recorder:
         self._streams: dict[Row, tuple[bool, Detokenizer]] = {}
         self._failed: set[Row] = set()
 
-    def open(self, row: Row) -> None:
-        """A row begins; its notes so far are reported."""
+    def open(self, row: Row, kept: Sequence[Step] = ()) -> None:
+        """A row begins, after `kept` steps of ordinary tokens; its notes so far are reported."""
         self._notes(row)
+        if kept:
+            # The decoder of text is brought to where it was by the last few pieces that it gave out.
+            first, pieces = len(kept), 0
+            while first and pieces < CONTEXT_PIECES:
+                first -= 1
+                pieces += bool(kept[first].text)
+            stream = self._lm.tokens.detokenizer()
+            for step in kept[first:]:
+                assert step.token_id is not None
+                stream.push(step.token_id)
+            self._streams[row] = (False, stream)
 
     def failed(self, row: Row) -> bool:
         """Whether a drained step of the row had numbers that are not finite."""
@@ -88,23 +101,23 @@ class Recorder:
         for row in rows:
             self._notes(row)
 
-    def close(self, row: Row, reason: str, usage: Usage) -> None:
+    def close(self, row: Row, reason: str, usage: Usage, records: Mapping[str, Tensor] | None = None) -> None:
         """The row is over."""
         self._streams.pop(row, None)
         self._notes(row)
         usage = replace(usage, seconds=time.perf_counter() - row.started)
-        self.done(row.request, Done(row.request.id, reason, usage))
+        self.done(row.request, Done(row.request.id, reason, usage, records or {}))
 
     def done(self, request: Request, event: Done) -> None:
         """Report the end of a request, also of one that never became a row."""
         self._pending.append((request, event))
 
-    def drain(self) -> list[Event]:
-        """All events so far, in order; sinks are called."""
+    def drain(self) -> list[tuple[Request, Event]]:
+        """All events so far, in order, each with the request that it is about."""
         pending, self._pending = self._pending, []
         packed = [b.numbers.flatten() for b in pending if isinstance(b, _Block) and b.numbers is not None]
         flat = torch.cat(packed).cpu() if packed else torch.empty(0)
-        events: list[Event] = []
+        events: list[tuple[Request, Event]] = []
         offset = 0
         for item in pending:
             if isinstance(item, _Block):
@@ -113,16 +126,10 @@ class Recorder:
                 offset += size
                 for i, row in enumerate(item.rows):
                     step = item.steps[i] if values is None else self._complete(item, i, values[i])
-                    events.append(step)
-                    if row.request.sink is not None:
-                        row.request.sink(step)
+                    events.append((row.request, step))
             else:
                 request, event = item
-                if isinstance(event, Done):
-                    event = self._judged(request, event)
-                events.append(event)
-                if request.sink is not None:
-                    request.sink(event)
+                events.append((request, self._judged(request, event) if isinstance(event, Done) else event))
         return events
 
     def _judged(self, request: Request, done: Done) -> Done:

@@ -33,6 +33,10 @@ class Prefix:
     def length(self) -> int:
         return self.keys[0].shape[1]
 
+    def first(self, length: int) -> Prefix:
+        """Its first `length` positions, without a copy."""
+        return Prefix(tuple(k[:, :length] for k in self.keys), tuple(v[:, :length] for v in self.values))
+
 
 class RaggedCache:
     """Keys and values of the live rows.

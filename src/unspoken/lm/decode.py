@@ -248,7 +248,8 @@ class Decoder:
                 model.train()
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return out.logits[:, -1].float(), hidden
+        logits = out.logits[:, -1]
+        return logits if logits.dtype == torch.float64 else logits.float(), hidden
 
     def _keep_hidden(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0][:, -1]
