@@ -20,7 +20,7 @@ def ids(tiny_model: Any) -> Callable[[str], list[int]]:
 @pytest.fixture
 def scripted_lm(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> MakeLM:
     """Function from a script (and end tokens) to a `ScriptedLM`, over which the loop then runs."""
-    monkeypatch.setattr("unspoken.decoding._loop.Decoder", ScriptedDecoder)
+    monkeypatch.setattr("unspoken.decoding._rows.Decoder", ScriptedDecoder)
 
     def make(script: Script, eos: Iterable[int] | None = None) -> ScriptedLM:
         return ScriptedLM(tiny_model("llama")[1], script, eos)

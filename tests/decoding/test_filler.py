@@ -130,7 +130,7 @@ def says(words: str) -> Any:
 def speak(monkeypatch: pytest.MonkeyPatch) -> Any:
     from scripted import ScriptedDecoder, ScriptedLM
 
-    monkeypatch.setattr("unspoken.decoding._loop.Decoder", ScriptedDecoder)
+    monkeypatch.setattr("unspoken.decoding._rows.Decoder", ScriptedDecoder)
     tokenizer = compact_tokenizer(["1 2 3 4 5 6"], [*FILLERS, "<sep2>"])
 
     def speak(words: str, **fields: Any) -> Generation:
@@ -188,3 +188,18 @@ def test_fillers_that_the_model_lacks_are_refused(lm: CausalLM) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             lm.generate([5, 6], Filler(**fields))  # type: ignore[arg-type]
+
+
+def test_an_unknown_filler_is_answered_with_those_that_there_are(lm: CausalLM) -> None:
+    (said,) = Filler(token="zebra").check(lm)
+    for flag in ("<fill_0> (--kind single)", "<fill_0> to <fill_3> (--kind distinct, at most 4 fillers)"):
+        assert flag in said
+    assert "' .' (--token=' .')" in said and "<sep2>" not in said
+    tokenizer = compact_tokenizer(["1 2 3"], ["<|pause|>"])
+    model = tiny_model("tiny", tokenizer, layers=1, width=16, heads=2, max_positions=16)
+    (said,) = Filler().check(CausalLM(model, tokenizer))
+    assert said.endswith("It knows '<|pause|>' (--token='<|pause|>').")
+    tokenizer = compact_tokenizer(["1 2 3"])
+    model = tiny_model("tiny", tokenizer, layers=1, width=16, heads=2, max_positions=16)
+    (said,) = Filler().check(CausalLM(model, tokenizer))
+    assert said.endswith("It knows any word of its vocabulary (--token=WORD).")

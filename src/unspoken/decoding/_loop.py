@@ -8,37 +8,25 @@ strategies are rows like others; the conductor says which are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from unspoken.decoding._base import Feed, Request, Row, State, Strategy
+from unspoken.decoding._rows import Live, Rows, kept_places
 from unspoken.decoding._sampling import token_logprob
-from unspoken.decoding._sequence import (
-    Conductor,
-    Decided,
-    Job,
-    Open,
-    Report,
-    SequenceStrategy,
-)
+from unspoken.decoding._sequence import Conductor, Job, Open, Report, SequenceStrategy
 from unspoken.decoding._trace import NOT_FINITE, Recorder
 from unspoken.errors import ConfigError, UnspokenError
-from unspoken.lm.cache import Prefix
-from unspoken.lm.decode import Decoder, Gap
-from unspoken.types import FORCED_KINDS, LATENT_KINDS, Done, Event, RowId, Step, Usage
+from unspoken.types import FORCED_KINDS, LATENT_KINDS, Done, Event, RowId, Usage
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
 
 BLOCK_STEPS = 16
 """Steps whose numbers cross to the host together when nobody watches live."""
-PADDING_ALLOWED = 1.2
-"""Prompts are prefilled together while padding adds at most this factor."""
-PREFILL_TOKENS = 8192
 _CONTINUED = ("eos", "stop", "length", "context")
 """Ends of branches that may be gone on with: their keys and values are kept."""
 
@@ -68,46 +56,6 @@ def run(
     return _Loop(lm, iter(requests), batch_size, live).events()
 
 
-_Key = tuple[tuple[int, ...], Gap]
-"""What rows must have in common to share a prompt that was read once: its ids, and the gap in its positions."""
-
-
-@dataclass(eq=False)
-class _Counts:
-    """Work done for one row."""
-
-    tokens: int = 0
-    latent: int = 0
-    forced: int = 0
-    forwards: int = 0
-
-
-@dataclass(eq=False)
-class _Live:
-    """A row, its place among the others being its index in the cache."""
-
-    row: Row
-    counts: _Counts = field(default_factory=_Counts)
-    job: Job | None = None  # the branch that it decodes
-    resume: int | None = None  # a token of the kept steps that is still to be read
-    decided: Decided | None = None
-    inputs: list[Tensor] = field(default_factory=list)
-    hidden: list[Tensor] = field(default_factory=list)
-
-    @property
-    def key(self) -> _Key:
-        return _key(self.row)
-
-    @property
-    def cancelled(self) -> bool:
-        return self.row.request.cancelled if self.job is None else self.job.dropped
-
-    @property
-    def asked(self) -> bool:
-        """Whether its strategy decides about the next step."""
-        return not self.row.forced and self.resume is None and self.decided is None
-
-
 class _Loop:
     def __init__(self, lm: CausalLM, requests: Iterator[Request | None], batch_size: int, live: bool) -> None:
         self.lm = lm
@@ -115,14 +63,13 @@ class _Loop:
         self.batch_size = batch_size
         self.block = 1 if live else BLOCK_STEPS
         self.recorder = Recorder(lm)
-        self.live: list[_Live] = []
+        self.rows = Rows(lm, batch_size)
         self.finished = False  # whether a row has ended since the last drain
-        self.decoder = Decoder(lm, batch_size)
-        self.logits: Tensor | None = None  # [n, V] at each live row's last position
-        self.hidden: Tensor | None = None  # [n, D]
-        self.prompts: dict[_Key, tuple[Tensor, Tensor]] = {}  # read by a live row, or held
-        self.held: dict[_Key, Prefix] = {}  # prompts of open requests, whose branches come and go
         self.conductor = Conductor(lm, self._release)
+
+    @property
+    def live(self) -> list[Live]:
+        return self.rows.live
 
     def events(self) -> Iterator[Event]:
         since = 0
@@ -152,7 +99,7 @@ class _Loop:
     def _admit(self) -> Iterator[Report]:
         """Fill the free places: with branches that wait, then from the source."""
         reports: list[Report] = []
-        new: list[Row] = []
+        new: list[Live] = []
         jobs = self.conductor.jobs
 
         def free() -> int:
@@ -163,8 +110,8 @@ class _Loop:
                 job = jobs.popleft()
                 if job.dropped:
                     reports.extend(self.conductor.ended(job, "cancelled"))
-                elif (row := self._branch(job, reports)) is not None:
-                    new.append(row)
+                else:
+                    self._branch(job, new, reports)
 
         take_jobs()
         while self.requests is not None and free() > 0:
@@ -176,7 +123,7 @@ class _Loop:
             if request is None:
                 break
             try:
-                taken = {row.request.id for row in [*new, *(live.row for live in self.live)]}
+                taken = {live.row.request.id for live in [*new, *self.live]}
                 taken |= {owner.row.request.id for owner in self.conductor.open}
                 row = self._make_row(request, taken)
             except UnspokenError as error:
@@ -186,46 +133,40 @@ class _Loop:
                 reports.extend(self.conductor.begin(row))
                 take_jobs()
             else:
-                new.append(row)
+                self.recorder.open(row)
+                new.append(Live(row))
         if new:
-            self._prefill(new)
+            self.rows.admit(new, lambda key: self._wanted(key[0]))
         yield from reports
 
-    def _branch(self, job: Job, reports: list[Report]) -> Row | None:
-        """Give a branch its row; one that needs its prompt's logits is returned, to be joined with the others."""
+    def _branch(self, job: Job, new: list[Live], reports: list[Report]) -> None:
+        """Give a branch its row; one that begins at its prompt is put with the new ones."""
         spawn = job.spawn
         try:
             row = job.make_row(self.lm)
         except UnspokenError as error:
             reports.extend(self.conductor.ended(job, f"error: {error}"))
-            return None
+            return
         self.conductor.joined(job, row)
         if isinstance(spawn.inner, SequenceStrategy):
             reports.extend(self.conductor.begin(row, job))
-            return None
+            return
+        live = Live(row, job, decided=spawn.decided)
+        self.recorder.open(row, job.branch.steps)
         if not spawn.keep and spawn.decided is None:
-            return row
-        # The last kept token is read again to have logits after it; a decided token needs none.
-        length = len(row.prompt_ids) + spawn.keep - (spawn.decided is None)
+            new.append(live)
+            return
+        length = len(row.prompt_ids) + spawn.keep
+        if spawn.decided is None:
+            # The last kept token is read again to have logits after it; a decided token needs none.
+            live.resume, length = job.branch.steps[-1].token_id, length - 1
         assert spawn.parent is not None and spawn.parent.prefix is not None, "nothing is held to continue"
-        self.decoder.cache.append(spawn.parent.prefix.first(length))
-        resume = None if spawn.decided is not None else job.branch.steps[-1].token_id
-        device, width = self.lm.device, self.lm.hidden_size
-        blank = (
-            torch.zeros(1, self.lm.vocab_size, device=device),
-            torch.zeros(1, width, device=device, dtype=self.lm.dtype),
-        )
-        self._join(row, blank, resume=resume, decided=spawn.decided, kept=job.branch.steps, forwards=0)
-        return None
+        self.rows.resume(live, spawn.parent.prefix.first(length))
 
     def _release(self, owner: Open) -> None:
         """An open request is over: its prompt may go."""
-        ids = tuple(owner.row.prompt_ids)
-        if not self._wanted(ids):
-            for key in [key for key in self.held if key[0] == ids]:
-                del self.held[key]
-                if not any(live.key == key for live in self.live):
-                    self.prompts.pop(key, None)
+        if not self._wanted(tuple(owner.row.prompt_ids)):
+            self.rows.release(owner.row.prompt_ids)
 
     def _wanted(self, ids: tuple[int, ...]) -> bool:
         """Whether an open request may yet begin at this prompt again."""
@@ -255,50 +196,6 @@ class _Loop:
                 f"The prompt has {len(ids)} tokens{gap}, but the model's context holds {limit}."
             )
         return row
-
-    def _prefill(self, new: list[Row]) -> None:
-        """Let new rows read their prompts: each distinct prompt once, of like lengths together."""
-        first: dict[_Key, list[Row]] = {}
-        for row in new:
-            first.setdefault(_key(row), []).append(row)
-        waiting = sorted(first.keys() - self.prompts.keys(), key=lambda key: len(key[0]))
-        while waiting:
-            count = _group([prompt for prompt, _ in waiting])
-            group, waiting = waiting[:count], waiting[count:]
-            logits, hidden = self.decoder.prefill(
-                [prompt for prompt, _ in group], _gaps([gap for _, gap in group])
-            )
-            for i, key in enumerate(group):
-                state = (logits[i : i + 1], hidden[i : i + 1])
-                self.prompts[key] = state
-                self._join(first[key].pop(0), state)
-                if self._wanted(key[0]):
-                    self.held[key] = self.decoder.cache.prefix(len(self.live) - 1, len(key[0]))
-        for key, rows in first.items():
-            for row in rows:
-                if key in self.held:
-                    self.decoder.cache.append(self.held[key])
-                else:
-                    source = next(i for i, live in enumerate(self.live) if live.key == key)
-                    self.decoder.cache.fork(source, len(key[0]))
-                self._join(row, self.prompts[key])
-
-    def _join(
-        self,
-        row: Row,
-        state: tuple[Tensor, Tensor],
-        *,
-        resume: int | None = None,
-        decided: Decided | None = None,
-        kept: Sequence[Step] = (),
-        forwards: int = 1,
-    ) -> None:
-        logits, hidden = state
-        job = self.conductor.job(row.request) if self.conductor.owns(row.request) else None
-        self.live.append(_Live(row, _Counts(forwards=forwards), job, resume, decided))
-        self.recorder.open(row, kept)
-        self.logits = logits if self.logits is None else torch.cat([self.logits, logits])
-        self.hidden = hidden if self.hidden is None else torch.cat([self.hidden, hidden])
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -330,7 +227,6 @@ class _Loop:
         for i in sorted(ended, reverse=True):
             self._finish(i, ended[i])
         if not self.live:
-            self.logits = self.hidden = None
             return
         if len(vectors) == 1 and vectors[0][0] == list(range(n)):
             inputs = vectors[0][1]
@@ -339,24 +235,13 @@ class _Loop:
             for rows, values in vectors:
                 inputs[rows] = values
         if ended:
-            inputs = inputs[self._kept(n, ended)]
-        for live in self.live:
-            live.counts.forwards += 1
-            live.resume = None
-        self.logits, self.hidden = self.decoder.step(inputs, _gaps([live.row.gap for live in self.live]))
-
-    @staticmethod
-    def _kept(n: int, ended: dict[int, str]) -> list[int]:
-        """Old places of the remaining rows: a dropped row's place is taken by the last one."""
-        places = list(range(n))
-        for i in sorted(ended, reverse=True):
-            places[i] = places[-1]
-            places.pop()
-        return places
+            inputs = inputs[kept_places(n, ended)]
+        self.rows.step(inputs)
 
     def _ask(self, ended: dict[int, str]) -> list[Feed]:
         """Feeds for all rows that have not ended, in terms of their places."""
-        assert self.logits is not None and self.hidden is not None
+        all_logits, all_hidden = self.rows.logits, self.rows.hidden
+        assert all_logits is not None and all_hidden is not None
         groups: dict[Strategy, list[int]] = {}
         for i, live in enumerate(self.live):
             if i not in ended and live.asked:
@@ -365,8 +250,8 @@ class _Loop:
         for strategy, places in groups.items():
             everyone = len(places) == len(self.live)
             state = State(self.lm, [self.live[i].row for i in places])
-            logits = self.logits if everyone else self.logits[places]
-            hidden = self.hidden if everyone else self.hidden[places]
+            logits = all_logits if everyone else all_logits[places]
+            hidden = all_hidden if everyone else all_hidden[places]
             try:
                 answers = strategy.next_input(logits, hidden, state)
             except UnspokenError as error:
@@ -387,7 +272,7 @@ class _Loop:
             ids = [self.live[i].row.forced.popleft() for i in forced]
             chosen = torch.tensor(ids, device=self.lm.device)
             feeds.append(
-                Feed(forced, "forced", chosen, logprob=token_logprob(self.logits[forced], chosen), ends=False)
+                Feed(forced, "forced", chosen, logprob=token_logprob(all_logits[forced], chosen), ends=False)
             )
         return feeds
 
@@ -434,20 +319,20 @@ class _Loop:
                 vector = feed.vectors[j] if feed.vectors is not None else self.lm.embed(feed.token_ids[j])  # type: ignore[index]
                 live.inputs.append(vector.clone())
             if "hidden" in live.row.request.record:
-                assert self.hidden is not None
-                live.hidden.append(self.hidden[i].clone())
+                assert self.rows.hidden is not None
+                live.hidden.append(self.rows.hidden[i].clone())
 
-    def _account(self, live: _Live, feed: Feed, token: int | None, text: str) -> str | None:
+    def _account(self, live: Live, feed: Feed, token: int | None, text: str) -> str | None:
         """Count the step; returns why the row ends with it, if it does."""
-        row, counts = live.row, live.counts
+        row = live.row
         row.steps += 1
         row.phase_steps += 1
         if feed.kind in FORCED_KINDS:
-            counts.forced += 1
+            live.forced += 1
         else:
             row.counted += 1
-            counts.latent += feed.kind in LATENT_KINDS
-            counts.tokens += feed.kind not in LATENT_KINDS
+            live.latent += feed.kind in LATENT_KINDS
+            live.tokens += feed.kind not in LATENT_KINDS
         if token is not None and feed.ends and token in self.lm.eos_ids:
             return "eos" if row.ending is None else row.ending
         if row.ending is not None:
@@ -469,44 +354,14 @@ class _Loop:
         """Report the end of a row and give its place to the last one."""
         live = self.live[place]
         self.finished = True
-        row, counts = live.row, live.counts
+        row = live.row
         if live.job is not None:
             live.job.branch.memory = row.memory
             if reason in _CONTINUED:
-                length = len(row.prompt_ids) + row.steps - 1
-                live.job.branch.prefix = self.decoder.cache.prefix(place, length)
-        self.decoder.cache.drop(place)
-        self.live[place] = self.live[-1]
-        self.live.pop()
-        key = live.key
-        if key not in self.held and not any(other.key == key for other in self.live):
-            self.prompts.pop(key, None)
-        self.recorder.close(
-            row,
-            reason,
-            Usage(len(row.prompt_ids), counts.tokens, counts.latent, counts.forced, counts.forwards),
-            {
-                name: torch.stack(getattr(live, name)) if row.steps else torch.empty(0, self.lm.hidden_size)
-                for name in row.request.record
-            },
-        )
-
-
-def _key(row: Row) -> _Key:
-    return tuple(row.prompt_ids), row.gap
-
-
-def _gaps(gaps: list[Gap]) -> list[Gap] | None:
-    """The gaps of some rows; None where no row has one."""
-    return gaps if any(width for _, width in gaps) else None
-
-
-def _group(prompts: list[tuple[int, ...]]) -> int:
-    """How many of the prompts (shortest first) to prefill together."""
-    total = 0
-    for i, prompt in enumerate(prompts):
-        total += len(prompt)
-        padded = (i + 1) * len(prompt)
-        if i and (padded > PADDING_ALLOWED * total or padded > PREFILL_TOKENS):
-            return i
-    return len(prompts)
+                live.job.branch.prefix = self.rows.prefix(place)
+        self.rows.drop(place)
+        records = {
+            name: torch.stack(getattr(live, name)) if row.steps else torch.empty(0, self.lm.hidden_size)
+            for name in row.request.record
+        }
+        self.recorder.close(row, reason, live.usage, records)
