@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 UNSPOKEN_DATA ?= $(abspath $(wildcard ../shared/data))
 export UNSPOKEN_DATA
 
-.PHONY: help setup demo test test-fast lint bench clean
+.PHONY: help setup chromium demo test test-fast lint bench clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
@@ -37,7 +37,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/unspoken demo
 
-test: setup lint
+# The browser for the tests of the lab's page; they skip without one.
+chromium:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && apt-get install -q -y chromium || echo "Chromium could not be installed: browser tests skip."; \
+	else echo "No Chromium here, and only root can install it (apt-get install chromium): browser tests skip."; fi
+
+test: setup lint chromium
 	$(BIN)/python -m pytest
 
 test-fast: setup

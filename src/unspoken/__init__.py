@@ -21,9 +21,17 @@ __version__ = "0.1.0"
 _HOME = {
     "CausalLM": "unspoken.lm.model",
     "load": "unspoken.lm.model",
+    "LogitLens": "unspoken.analysis.lens",
+    "TunedLens": "unspoken.analysis.tuned_lens",
+    "BeamSearch": "unspoken.decoding.beam",
+    "BestOfN": "unspoken.decoding.best_of_n",
     "ChainOfThought": "unspoken.decoding.cot",
     "Filler": "unspoken.decoding.filler",
+    "Importance": "unspoken.decoding.importance",
+    "PowerSMC": "unspoken.decoding.smc",
+    "PowerSampling": "unspoken.decoding.power",
     "SoftThinking": "unspoken.decoding.soft",
+    "Vote": "unspoken.decoding.vote",
     "Request": "unspoken.decoding",
     "Strategy": "unspoken.decoding",
     "Task": "unspoken.tasks._base",
@@ -51,6 +59,8 @@ _HOME = {
 
 __all__ = [
     "__version__",
+    "BeamSearch",
+    "BestOfN",
     "CausalLM",
     "ChainOfThought",
     "Comparison",
@@ -61,8 +71,12 @@ __all__ = [
     "Filler",
     "Generation",
     "Grade",
+    "Importance",
     "Internalize",
+    "LogitLens",
     "Note",
+    "PowerSMC",
+    "PowerSampling",
     "Request",
     "Rewind",
     "Run",
@@ -71,8 +85,10 @@ __all__ = [
     "Strategy",
     "Task",
     "TrainRun",
+    "TunedLens",
     "UnspokenError",
     "Usage",
+    "Vote",
     "compare",
     "evaluate",
     "fold",
@@ -96,10 +112,18 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from unspoken.analysis.lens import LogitLens
+    from unspoken.analysis.tuned_lens import TunedLens
     from unspoken.decoding import Request, Strategy
+    from unspoken.decoding.beam import BeamSearch
+    from unspoken.decoding.best_of_n import BestOfN
     from unspoken.decoding.cot import ChainOfThought
     from unspoken.decoding.filler import Filler
+    from unspoken.decoding.importance import Importance
+    from unspoken.decoding.power import PowerSampling
+    from unspoken.decoding.smc import PowerSMC
     from unspoken.decoding.soft import SoftThinking
+    from unspoken.decoding.vote import Vote
     from unspoken.errors import ConfigError, UnspokenError
     from unspoken.evaluation.comparison import Comparison, compare
     from unspoken.evaluation.records import Run

@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
 
 from unspoken.errors import ConfigError, suggest
 
+if TYPE_CHECKING:
+    from unspoken.discovery import Registry
+
 T = TypeVar("T")
 
 
@@ -238,7 +241,37 @@ def coerce(value: Any, hint: Any) -> Any:
             return int(value)
     elif isinstance(hint, type) and isinstance(value, hint):
         return value
+    elif named_kind(hint) is not None and isinstance(value, (str, Mapping)):
+        return _named(value, hint)
     raise ValueError(f"must be {describe(hint)}, not {value!r}")
+
+
+def named_kind(hint: Any) -> Registry | None:
+    """The registry whose classes a field holds, if the field's type is such a base class (`Strategy`, say)."""
+    from unspoken import discovery
+
+    if not (isinstance(hint, type) and issubclass(hint, Configured)):
+        return None
+    kinds = (discovery.STRATEGIES, discovery.TASKS, discovery.METHODS)
+    found = (r for r in kinds if (f"{r.package}._base", r.base) == (hint.__module__, hint.__name__))
+    return next(found, None)
+
+
+def _named(value: str | Mapping[str, Any], hint: Any) -> Any:
+    """A strategy (or a task or method) from its name, or from a mapping of its name and fields."""
+    registry = named_kind(hint)
+    assert registry is not None
+    fields = {} if isinstance(value, str) else dict(value)
+    name = value if isinstance(value, str) else fields.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(
+            f"must give the {registry.kind}'s name, as in {{name: {registry.names()[0]}}}, not {value!r}"
+        )
+    try:
+        cls = registry.find(name)
+        return from_dict(cls, fields, aliases=cls.aliases)
+    except ConfigError as error:
+        raise ValueError(f"cannot be used: {' '.join(error.problems)}") from error
 
 
 def describe(hint: Any) -> str:
@@ -250,6 +283,8 @@ def describe(hint: Any) -> str:
         return " or ".join("nothing" if a is type(None) else describe(a) for a in args)
     if origin is tuple:
         return "a list of " + describe(args[0])
+    if (registry := named_kind(hint)) is not None:
+        return f"a {registry.kind}, its name, or a mapping of its name and fields"
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
@@ -283,6 +318,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Configured):
+        return {"name": value.name, **to_dict(value)}  # so that it can be found again
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, Mapping):

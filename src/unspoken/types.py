@@ -131,8 +131,8 @@ class Done:
     """The row is finished.
 
     `reason` is one of `eos`, `stop` (a stop string), `length` (budget), `context` (no positions left),
-    `cancelled`, or `error: ...`. `records` holds the tensors that were asked for (`Request.record`); they are
-    no part of its JSON.
+    `cancelled`, or `error: ...`. `records` holds `prompt_ids` and the tensors that were asked for
+    (`Request.record`); they are no part of its JSON.
     """
 
     row: RowId
@@ -175,7 +175,8 @@ class Generation:
         reason: Why it ended, as in `Done`; empty while it runs.
         usage: Work done.
         notes: The last value of each `Note`.
-        records: The tensors that were asked for, by name: [T, D], one entry a step. No part of its JSON.
+        records: The prompt as ids under `prompt_ids`, and the tensors that were asked for, by name: [T, D], one
+            entry a step. No part of its JSON.
     """
 
     row: RowId
@@ -204,6 +205,11 @@ class Generation:
     def token_ids(self) -> list[int]:
         """Ids of the steps that have one."""
         return [step.token_id for step in self.steps if step.token_id is not None]
+
+    @property
+    def prompt_ids(self) -> list[int] | None:
+        """The prompt as ids; None if that is not known, as for one read from a file."""
+        return self.records.get("prompt_ids")
 
     @property
     def truncated(self) -> bool:

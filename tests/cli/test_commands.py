@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from unspoken import load_run
 from unspoken.cli.main import main
+from unspoken.discovery import STRATEGIES
 from unspoken.types import event_from_dict, fold
 
 Folder = Callable[[str], Path]
@@ -113,6 +115,25 @@ class TestGenerate:
         assert main(["generate", "soft", "hi", "-m", str(tiny_folder("llama")), "--k", "100000"]) == 2
         assert "vocabulary" in capsys.readouterr().err
 
+    def test_without_a_name_a_model_thinks_as_it_remembers(
+        self, tiny_folder: Folder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["-m", "tiny-filler", "--quiet"]
+        named = ["--n-fillers", "10", "--kind", "single", "--force-sep2"]
+        assert main(["generate", "filler", "3 1 2 9 4", *words, *named]) == 0
+        expected = capsys.readouterr().out
+        assert main(["generate", "3 1 2 9 4", *words]) == 0
+        assert capsys.readouterr().out == expected
+        assert main(["generate", *words, "--seed", "1", "3 1 2 9 4"]) == 0
+        assert capsys.readouterr().out == expected
+        assert main(["generate", "hi", "-m", str(tiny_folder("llama"))]) == 2
+        assert f"remembers none. Known: {', '.join(STRATEGIES.names())}." in capsys.readouterr().err
+
+    def test_a_filler_that_a_model_lacks(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["generate", "filler", "3 1 2 9 4", "-m", "tiny-filler"]) == 2
+        assert "does not know the filler ' .'. It knows <fill_0> (--kind single)" in capsys.readouterr().err
+        assert main(["generate", "filler", "3 1 2 9 4", "-m", "tiny-filler", "--kind", "single"]) == 0
+
     def test_model_that_does_not_exist(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["generate", "cot", "hi", "-m", "./no-such-model"]) in (1, 2)
         assert "no-such-model" in capsys.readouterr().err
@@ -198,6 +219,17 @@ class TestEval:
         assert "samples must be at least 1" in err
         assert "shard must be" in err
 
+    def test_without_a_name_a_model_thinks_as_it_remembers(
+        self, tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["eval", "sum3lite", "--n", "5", "--m", "16", "--limit", "2", "-m"]
+        assert main([*words, "tiny-filler", "-o", str(tmp_path / "run")]) == 0
+        strategy = load_run(tmp_path / "run").config["strategy"]
+        assert (strategy["name"], strategy["n_fillers"]) == ("filler", 10)
+        capsys.readouterr()
+        assert main([*words, str(tiny_folder("llama")), "-o", str(tmp_path / "other")]) == 2
+        assert f"remembers none. Known: {', '.join(STRATEGIES.names())}." in capsys.readouterr().err
+
     def test_validate_needs_no_model(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["eval", "arithmetic", "--validate", "--n", "20"]) == 0
         assert "20 gold answers" in capsys.readouterr().out
@@ -278,6 +310,23 @@ class TestResults:
         assert rows[2].question in out
         assert rows[3].id not in out
 
+    def test_wrong_answers_come_with_their_text(
+        self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wrong = [row for row in load_run(runs[0]).rows if not row.correct]
+        assert main(["show", str(runs[0])]) == 0
+        assert "question: " not in capsys.readouterr().out
+        assert main(["show", str(runs[0]), "--wrong"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        questions = [line for line in lines if line.startswith("    question: ")]
+        assert len(questions) == len(wrong) > 0
+        assert all(
+            " ".join(row.question.split())[:40] in line for row, line in zip(wrong, questions, strict=True)
+        )
+        assert max(len(line) for line in questions) <= 200 + len("    question:  …")
+        answers = [line for line in lines if line.startswith("    answer: ")]
+        assert len(answers) == sum(bool(row.text.strip()) for row in wrong)
+
     @pytest.mark.parametrize(
         "words", [["--item", "nope"], ["--status", "rigth"], ["--reason", "boredom"], ["--limit", "-1"]]
     )
@@ -300,8 +349,19 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for name in ("cot", "soft", "gsm8k", "math500", "arithmetic", "multiplication", "smollm2"):
         assert name in out
+    assert "Presets of internalize" in out
     assert main(["list", "tasks"]) == 0
     assert "Strategies" not in capsys.readouterr().out
+
+
+def test_list_presets_tells_what_each_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    from unspoken.training.internalize import Internalize
+
+    assert main(["list", "presets"]) == 0
+    rows = capsys.readouterr().out.split("Presets of internalize")[1]
+    assert "filler_fixed    removal_smoothing_lambda=4.0 reset_optimizer=True mode=fixed n_fillers=8" in rows
+    for preset in re.findall(r"^  (\w+)", rows, re.MULTILINE):
+        assert Internalize(preset=preset).preset == preset
 
 
 def test_env_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:

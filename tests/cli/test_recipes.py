@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from unspoken.cli import train
+from unspoken.cli import sweep, train
 from unspoken.cli._arguments import Part, first_stage, named_part, second_stage
 from unspoken.cli.evaluate import ALIASES, KINDS, EvalOptions
 from unspoken.config import load_yaml
+from unspoken.types import Example, RawText
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -45,5 +47,43 @@ def test_training(recipe: Path) -> None:
     assert (job.task and job.task.name) == values.get("task")
 
 
+@pytest.mark.parametrize(
+    "recipe", [r for r in RECIPES if load_yaml(r)["command"] == "sweep"], ids=lambda path: path.stem
+)
+def test_sweep(recipe: Path) -> None:
+    values = named(recipe)
+    options, task, methods = sweep.parse(first_stage("sweep", ["-c", str(recipe), "--limit", "7"], ["task"]))
+    assert options.limit == 7  # flags override
+    assert (options.model, task.name, list(methods)) == (
+        values["model"],
+        values["task"],
+        [*values["methods"]],
+    )
+    assert len(options.asked()) == len(values["layers"])
+
+
+@pytest.mark.parametrize("size", ["1.5b", "7b"])
+def test_published_settings_of_the_depth_sweep(size: str) -> None:
+    from unspoken.evaluation._grid import Grid
+
+    recipe = Path(__file__).parents[2] / f"recipes/math500_depth_sweep_qwen_math_{size}.yaml"
+    options, task, methods = sweep.parse(first_stage("sweep", ["-c", str(recipe)], ["task"]))
+    example = Example("x", "What is 2 + 2?", "4")
+    assert task.prompt(example) == RawText(
+        "Can you solve the following math problem? What is 2 + 2? Put your final answer within \\boxed{{}}."
+    )
+    power = methods["power"]
+    assert (power.alpha, power.target.tau, power.caps(1024)[:2]) == (2.0, 0.5, [64, 128])
+    grid = Grid.make(options.model, 28, methods, options.asked(), options.shards)
+    assert [c.kept.n_dropped for c in grid.configurations if c.method == "power"] == [5, 4, 3, 2, 1, 0]
+    assert len(grid.cells) == 90 and "the 90 cells" in recipe.read_text(encoding="utf-8")
+
+
+def test_the_slurm_template_is_shell() -> None:
+    template = Path(__file__).parents[2] / "recipes/slurm/depth_sweep.sbatch"
+    subprocess.run(["bash", "-n", str(template)], check=True, timeout=20)
+    assert '--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"' in template.read_text(encoding="utf-8")
+
+
 def test_every_recipe_is_tested() -> None:
-    assert {load_yaml(recipe)["command"] for recipe in RECIPES} <= {"eval", "train"}
+    assert {load_yaml(recipe)["command"] for recipe in RECIPES} <= {"eval", "train", "sweep"}

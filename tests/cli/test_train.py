@@ -216,6 +216,21 @@ class TestTrain:
         assert said in out + err
         assert "Traceback" not in out + err
 
+    def test_the_summary_states_what_its_accuracy_is_of(self, tmp_path: Path, capsys: Said) -> None:
+        lines = [f"{i} 2||3 #### {i}" for i in range(6)]
+        (tmp_path / "train.txt").write_text("\n".join(lines[:3]), encoding="utf-8")
+        long = [f"7 {'1 ' * 9}|| 3 #### 1", f"8 {'2 ' * 9}|| 3 #### 1"]
+        (tmp_path / "valid.txt").write_text("\n".join([*lines[3:], *long]), encoding="utf-8")
+        (tmp_path / "test.txt").write_text("9 2||3 #### 4", encoding="utf-8")
+        words = ["train", "internalize", *SHORT, "--truncation", "12", "-o", str(tmp_path / "run")]
+        for stem, flag in (("train", "--train_path"), ("valid", "--val_path"), ("test", "--test_path")):
+            words += [flag, str(tmp_path / f"{stem}.txt")]
+        assert main(words) == 0
+        (said,) = (row for row in capsys.readouterr().out.splitlines() if ": 2 steps in" in row)
+        assert re.search(r"; 2 more were left out, too long or malformed\); test_loss", said)
+        assert re.search(r"exact_match [\d.]+ \(of 3 rows; 2 more", said)
+        assert said.endswith("(of 1 rows).")
+
     def test_rows_longer_than_the_positions(
         self, tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: Said
     ) -> None:
@@ -256,9 +271,22 @@ class TestDoctorTrain:
         assert "one token every 50 micro-batches; 23 at the end" in out
         assert re.search(r"memory +about \d", out)
 
-    def test_needs_rows(self, capsys: Said) -> None:
+    def test_needs_rows(self, rows: Path, tmp_path: Path, capsys: Said) -> None:
         assert main(["doctor", "train", "internalize"]) == 2
         assert "No rows to train on" in capsys.readouterr().err
+        file = str(rows / "gsm8k" / "train.txt")
+        for words in (["doctor", "train"], ["train"]):
+            words += ["internalize", *TINY, "-o", str(tmp_path / "run")]
+            assert main([*words, "--task", "gsm8k_aug", "--data", file]) == 1
+            err = capsys.readouterr().err
+            assert "read as the split 'test'" in err
+            assert "add: --split train" in err
+            assert main([*words, "--task", "modsum", "--n_train", "0"]) == 1
+            assert (
+                "'modsum' has no rows to train on.\n  Ask for some: --n-train 1000" in capsys.readouterr().err
+            )
+        words = ["doctor", "train", "internalize", *TINY, "--task", "gsm8k_aug", "--data", file]
+        assert main([*words, "--split", "train"]) == 0
 
 
 class TestThroughput:
@@ -292,7 +320,20 @@ class TestThroughput:
         assert "fillers" in out
         assert main(["curve", str(file), "-o", str(tmp_path / "figures")]) == 0
         assert "yet, batch 2" in capsys.readouterr().out
-        assert {path.name for path in (tmp_path / "figures").iterdir()} == {"fillers.png", "speed.png"}
+        written = {path.name for path in (tmp_path / "figures").iterdir()}
+        assert written == {f"{stem}.{form}" for stem in ("fillers", "speed") for form in ("png", "csv")}
+
+    def test_a_sweep_without_numbers(self, rows: Path, trained: Path, capsys: Said) -> None:
+        test_path = ["--test_path", str(rows / "2_by_2_mult" / "test.txt")]
+        few = ["--batch_sizes", "2", "--repeats", "1", "--max_new_tokens", "2", "--limit", "2"]
+        assert main(["throughput", str(trained), *test_path, *few, "--sweep-fillers"]) == 2
+        assert "--sweep-fillers 0 4 8 16" in capsys.readouterr().err
+        words = ["throughput", "tiny-filler", "--task", "sum3lite", "--n", "5", "--m", "16"]
+        assert main([*words, *few, "--sweep-fillers"]) == 0
+        swept = capsys.readouterr().out.partition("\ntiny-filler\n")[2]
+        assert re.findall(r"^(\d+)", swept, re.MULTILINE) == ["0", "2", "5", "10", "20"]
+        assert main([*words, *few]) == 0
+        assert "\ntiny-filler\n" not in capsys.readouterr().out
 
     def test_mistakes(self, tmp_path: Path, capsys: Said) -> None:
         assert main(["throughput", "somewhere", "--limit", "0"]) == 2
@@ -324,13 +365,16 @@ class TestData:
 class TestCurve:
     """`unspoken curve`."""
 
-    def run(self, folder: Path, seed: int, accuracies: dict[float, float]) -> str:
+    def run(
+        self, folder: Path, seed: int, accuracies: dict[float, float], bounds: tuple[float, ...] = ()
+    ) -> str:
         folder.mkdir()
         configuration = {"options": {"seed": seed, "lr": 1.0}, "method": {"name": "internalize"}}
         (folder / "training.json").write_text(json.dumps({"configuration": configuration}), encoding="utf-8")
+        measures = ["teacher_forced_exact" if x in bounds else "exact_match" for x in accuracies]
         lines = [
-            {"event": "eval", "split": "valid", "removed": x, "exact_match": y, "rows": 100, "step": i}
-            for i, (x, y) in enumerate(accuracies.items())
+            {"event": "eval", "split": "valid", "removed": x, measure: y, "rows": 100, "step": i}
+            for i, ((x, y), measure) in enumerate(zip(accuracies.items(), measures, strict=True))
         ]
         text = "".join(json.dumps(each) + "\n" for each in [{"event": "train", "step": 0}, *lines])
         (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -346,6 +390,27 @@ class TestCurve:
         assert (tmp_path / "figures" / "removed.png").read_bytes().startswith(b"\x89PNG")
         assert main(["curve", runs[0], "-o", str(tmp_path / "figures")]) == 0
         assert "60.0 % [50.2, 69.1]" in capsys.readouterr().out
+
+    def test_decoded_and_teacher_forced_points_are_told_apart(self, tmp_path: Path, capsys: Said) -> None:
+        seen = {0.0: 0.9, 8.0: 0.6}
+        first = self.run(tmp_path / "icot-s0", 0, seen, bounds=(0.0,))
+        second = self.run(tmp_path / "icot-s1", 1, {0.0: 1.0, 8.0: 0.8})
+        figures = tmp_path / "figures"
+        assert main(["curve", first, "-o", str(figures)]) == 0
+        out = capsys.readouterr().out
+        assert "0  ○  90.0 %" in out
+        assert "8  ●  60.0 %" in out
+        assert "○ teacher_forced_exact: " in out
+        assert "● exact_match: " in out
+        table = (figures / "removed.csv").read_text(encoding="utf-8").splitlines()
+        assert table[0] == "curve,x,accuracy,low,high,seeds,n,measure"
+        assert [line.split(",")[-1] for line in table[1:]] == ["teacher_forced_exact", "exact_match"]
+        # Over seeds, a mean is of one measure only.
+        assert main(["curve", first, second, "-o", str(figures)]) == 0
+        out = capsys.readouterr().out
+        assert "0  ● 100.0 % [" in out
+        assert "0  ○  90.0 % [" in out
+        assert "8  ●  70.0 % ± 14.1" in out
 
     def test_a_folder_without_a_run(self, tmp_path: Path, capsys: Said) -> None:
         assert main(["curve", str(tmp_path)]) == 1

@@ -14,7 +14,7 @@ from unspoken.decoding.cot import ChainOfThought
 from unspoken.decoding.soft import SoftThinking
 from unspoken.errors import ConfigError
 from unspoken.lm.model import CausalLM
-from unspoken.types import fold
+from unspoken.types import RawText, fold
 
 # When thinking ends
 
@@ -224,6 +224,12 @@ def test_think_open(tiny_lm: Tiny, think_open: Any, kind: str) -> None:
         assert strategy.prompt_ids(lm, PROMPT) == PROMPT
         with pytest.raises(ConfigError, match="empty"):
             strategy.prompt_ids(lm, [])
+
+
+def test_raw_text_gets_neither_template_nor_opener(tiny_lm: Tiny) -> None:
+    lm = tiny_lm("llama")
+    for strategy in (SoftThinking(), SoftThinking(think_open="user_suffix"), ChainOfThought()):
+        assert strategy.prompt_ids(lm, RawText("Hi")) == lm.tokens.encode("Hi")
 
 
 def test_a_template_that_opens_thinking_gets_no_second_opener(tiny_lm: Tiny, tiny_model: Any) -> None:

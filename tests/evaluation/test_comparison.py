@@ -61,6 +61,25 @@ def test_costs_stand_beside_accuracies(toy: Toys) -> None:
         assert word in text
 
 
+def test_unequal_work_is_said_with_what_would_make_it_equal(toy: Toys) -> None:
+    base, other = toy(), toy(mixture="uniform")
+    rows = [
+        replace(r, usage=replace(r.usage, tokens=4 * r.usage.tokens, latent_steps=4 * r.usage.latent_steps))
+        for r in other.rows
+    ]
+    voted = replace(other, rows=rows, config={**other.config, "strategy": {"name": "vote", "n": 8}})
+    found = compare(base, voted)
+    assert found.entries[1].token_ratio == pytest.approx(4.0)
+    (warning,) = (w for w in found.warnings if "equal tokens" in w)
+    name, first = found.entries[1].name, found.entries[0].name
+    assert f"{name} decoded 4 times the tokens of {first}: they are not compared at equal tokens." in warning
+    assert f"{name} with n = 2 instead of 8 would take about those of {first}." in warning
+    assert found.paired_rows()[0][found.paired_headers.index("tokens")] == "4.00×"
+    (warning,) = (w for w in compare(voted, base).warnings if "equal tokens" in w)
+    assert "decoded 0.25 times the tokens" in warning and "with n = 2 instead of 8" in warning
+    assert not any("equal tokens" in w for w in compare(base, toy(mixture="uniform")).warnings)
+
+
 def test_a_single_run_has_no_differences(toy: Toys) -> None:
     found = compare(toy())
     assert found.sentences == [] and found.entries[0].verdict == "baseline"

@@ -16,7 +16,7 @@ import pytest
 from unspoken.errors import ConfigError, DataError, RunError
 from unspoken.evaluation import Run, load_run
 from unspoken.evaluation.runner import row_seed
-from unspoken.types import Done
+from unspoken.types import Done, Example, Grade
 
 Toys = Callable[..., Run]
 
@@ -306,3 +306,44 @@ def test_pass_and_majority_count_equal_answers_as_one(toy: Toys) -> None:
     assert run.maj_at(4) == 1.0  # 3 and 03 are two answers
     run.equivalent = lambda a, b: int(a) == int(b)
     assert run.maj_at(4) == 0.5  # now they are one, and tie
+
+
+def test_a_model_that_was_moved_is_the_same(toy: Toys, tmp_path: Path) -> None:
+    first = toy(output=tmp_path / "run", lm={"source": "runs/a", "weights_hash": "same"})
+    again = toy(output=tmp_path / "run", lm={"source": "elsewhere/b", "weights_hash": "same"})
+    assert [row.text for row in again.rows] == [row.text for row in first.rows]
+    with pytest.raises(ConfigError, match="model.weights_hash is"):
+        toy(output=tmp_path / "run", lm={"source": "runs/a", "weights_hash": "other"})
+    toy(output=tmp_path / "parts", lm={"source": "runs/a", "weights_hash": "same"}, shard="0/2")
+    toy(output=tmp_path / "parts", lm={"source": "elsewhere/b", "weights_hash": "same"}, shard="1/2")
+    assert len(load_run(tmp_path / "parts").rows) == len(first.rows)
+
+
+def test_strategies_are_told_how_the_task_reads_and_compares_answers(
+    toy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run(lm: Any, requests: Any, **options: Any) -> Any:
+        kept = list(requests)
+        asked.extend(kept)
+        return fake_loop.run(lm, kept, **options)
+
+    monkeypatch.setattr("unspoken.decoding.run", run)
+    monkeypatch.setattr(fake_loop.Toy, "equivalent", lambda self, a, b: int(a) == int(b))
+    toy(size=3)
+    answers = asked[1].answers
+    assert answers.read("7", False) == "7" and answers.read("?", False) is None
+    assert answers.same("07", "7") and not answers.same("1", "7")
+
+
+def test_an_answer_is_read_without_the_gold_answer() -> None:
+    seen = []
+
+    class Peeking(fake_loop.Toy):
+        def grade(self, example: Example, text: str, *, truncated: bool = False) -> Grade:
+            seen.append((example.answer, truncated))
+            return Grade("wrong", text)
+
+    example = Example("x", "1 + 1?", "2")
+    assert Peeking().read(example, "3", truncated=True) == "3" and seen == [("", True)]

@@ -102,9 +102,60 @@ def test_a_hub_that_cannot_be_reached_is_said() -> None:
     assert "unspoken pull smollm2" in str(caught.value)
 
 
-def test_a_misspelt_name_of_the_zoo_is_not_asked_of_the_hub() -> None:
-    with pytest.raises(ConfigError, match="Unknown model 'smolm2'. Did you mean 'smollm2'?"):
-        load("smolm2")
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("of another package")])
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    asked = []
+
+    def unreachable(url: str, **_: Any) -> None:
+        asked.append(url)
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("unspoken.lm.sources.AutoConfig", None)  # its client would try again and again
+    with pytest.raises(ModelError, match="hub cannot be reached"):
+        load("nobody/nothing")
+    assert len(asked) == 1 and "nobody/nothing" in asked[0]
+
+
+def test_what_the_hub_answers_is_read_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import EntryNotFoundError, FileMetadataError
+
+    for answer in (EntryNotFoundError, FileMetadataError):
+        error = answer.__new__(answer)  # their arguments differ by version
+
+        def answers(url: str, error: Exception = error, **_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", answers)
+        # Without a network, reading fails as it does elsewhere; here it only has to be tried.
+        config = type("Config", (), {"from_pretrained": staticmethod(lambda *_, **__: 1 / 0)})
+        monkeypatch.setattr("unspoken.lm.sources.AutoConfig", config)
+        with pytest.raises(ZeroDivisionError):
+            load("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["smolm2", "my-model", "a--b"])
+def test_a_name_that_the_hub_cannot_have_is_not_asked_of_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", None)
+    with pytest.raises(ConfigError, match=f"Unknown model '{name}'") as caught:
+        load(name)
+    assert ("Did you mean 'smollm2'?" in str(caught.value)) == (name == "smolm2")
+
+
+def test_a_short_name_of_the_hub_is_asked_of_it() -> None:
+    with pytest.raises(ModelError, match="'gpt2-large' is no folder here.*the hub cannot be reached"):
+        load("gpt2-large")
+
+
+def test_a_misspelt_folder_is_suggested(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_folder("llama")
+    monkeypatch.chdir(folder.parent.parent)
+    with pytest.raises(ModelError, match=f"Did you mean '{folder.parent.name}/llama'?"):
+        load(f"{folder.parent.name}/lama")
+    with pytest.raises(ConfigError, match=f"Did you mean '{folder}'?"):
+        load(f"{folder.parent}/lama")
 
 
 def test_all_wrong_options_are_listed_with_what_is_allowed(tiny_folder: Folder) -> None:
@@ -364,12 +415,12 @@ def test_one_prompt_gives_a_generation_and_many_a_list_in_order(tiny_lm: Tiny) -
 
 def test_options_reach_the_strategy(tiny_lm: Tiny) -> None:
     lm: Any = tiny_lm("llama")
-    options = {"max_new_tokens": 7, "seed": 3, "batch_size": 2, "trace": "full", "stop": "x"}
+    options = {"max_new_tokens": 7, "seed": 3, "batch_size": 2, "trace": "full", "stop": "x", "record": "inputs"}
     events = list(lm.stream("a", Echo(), **options))
     assert [type(e) for e in events] == [Step, Done]
-    assert Echo.seen[-1] == (lm, ["a"], {**options, "stop": ("x",), "live": True})
+    assert Echo.seen[-1] == (lm, ["a"], {**options, "stop": ("x",), "record": ("inputs",), "live": True})
     lm.generate("a", Echo(), **options)
-    assert Echo.seen[-1] == (lm, ["a"], {**options, "stop": ("x",), "live": False})
+    assert Echo.seen[-1] == (lm, ["a"], {**options, "stop": ("x",), "record": ("inputs",), "live": False})
 
 
 def test_a_failed_row_raises_and_says_which(tiny_lm: Tiny) -> None:

@@ -26,7 +26,8 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from unspoken.errors import ConfigError
-from unspoken.lm.tokens import Detokenizer, Tokens
+from unspoken.lm.tokens import Detokenizer, PromptWarning, Tokens
+from unspoken.types import RawText
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -169,6 +170,30 @@ def test_a_template_that_writes_bos_gives_it_once() -> None:
         "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}", sentencepiece_like
     )
     assert tokens.encode_prompt("hello").count(1) == 1
+
+
+def test_raw_text_never_meets_the_template() -> None:
+    tokens = with_template("{{ bos_token }}Q {{ messages[0]['content'] }}", sentencepiece_like)
+    plain = Tokens(sentencepiece_like())
+    raw = tokens.encode_prompt(RawText("hello"))
+    assert raw == plain.encode_prompt("hello") == plain.encode_prompt(RawText("hello"))
+    assert raw[0] == 1 and raw.count(1) == 1
+    assert raw != tokens.encode_prompt("hello")
+    with pytest.raises(ConfigError, match="empty"):
+        tokens.encode_prompt(RawText(" "))
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("{{ bos_token }}{{ messages[0]['content'] }}", RawText("<s>hello")),
+        ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "hello"),
+    ],
+)
+def test_two_opening_tokens_are_warned_about(template: str, prompt: str) -> None:
+    tokens = with_template(template, sentencepiece_like)
+    with pytest.warns(PromptWarning, match="begins with <s> twice"):
+        assert tokens.encode_prompt(prompt)[:2] == [1, 1]
 
 
 def test_without_a_template_contents_are_joined_by_blank_lines_after_the_tokenizers_bos() -> None:

@@ -229,3 +229,13 @@ def test_gsm8k_is_converted(data_dir: Path) -> None:
     assert first.question.startswith("Natalia") and first.answer == "72"
     assert first.cot == "<<48/2=24>> <<48+24=72>>"
     assert equations("no equation") == ""
+
+
+def test_gsm8k_aug_of_a_folder_that_lacks_splits(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("q||<<1+1=2>> #### 2\n", encoding="utf-8")
+    task = GSM8KAug(data=str(tmp_path))
+    assert len(task.chains("train")) == 1 and task.chains("valid") == []
+    with pytest.raises(DataError, match="No split 'test'") as caught:
+        task.examples()
+    assert "--split train" in str(caught.value)
+    assert len(GSM8KAug(data=str(tmp_path), split="train").examples()) == 1

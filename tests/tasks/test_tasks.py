@@ -19,7 +19,7 @@ from unspoken.tasks.arithmetic import Arithmetic
 from unspoken.tasks.gsm8k import GSM8K
 from unspoken.tasks.math500 import Math500
 from unspoken.tasks.multiplication import Multiplication, line
-from unspoken.types import Example, Grade, Message
+from unspoken.types import Example, Grade, Message, RawText
 
 QUESTION = Example("q", "What is 6 * 7?", "42")
 
@@ -75,11 +75,20 @@ def test_math500_prompts() -> None:
 
     def content(**fields: object) -> str:
         (message,) = from_dict(Math500, fields).prompt(QUESTION)
+        assert isinstance(message, dict) and message["role"] == "user"
         return message["content"]
 
-    assert content(prompt_style="rws") == ask + reason + r"\boxed{{}}."
-    assert content(prompt_style="rws", braces="single") == ask + reason + r"\boxed{}."
-    assert content(prompt_style="rws", cot=False) == ask + r" Put your final answer within \boxed{{}}."
+    def raw(**fields: object) -> str:
+        text = from_dict(Math500, fields).prompt(QUESTION)
+        assert isinstance(text, RawText)
+        assert content(**fields, chat=True) == text
+        return text
+
+    assert raw(prompt_style="rws") == ask + reason + r"\boxed{{}}."
+    assert raw(prompt_style="rws", braces="single") == ask + reason + r"\boxed{}."
+    assert raw(prompt_style="rws", cot=False) == ask + r" Put your final answer within \boxed{{}}."
+    assert raw(prompt_style="qa") == "Q: What is 6 * 7? A:"
+    assert isinstance(Math500(chat=False).prompt(QUESTION), RawText)
     assert content() == "What is 6 * 7?\n\n" + reason.strip() + r" \boxed{}."
     assert content(cot=False) == "What is 6 * 7?\n\nPut your final answer within \\boxed{}."
 

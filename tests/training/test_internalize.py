@@ -245,6 +245,18 @@ def test_a_gated_count_waits_for_accuracy() -> None:
     assert work.state()["gate"]["raises"] == [4, 8, 12]
 
 
+def test_a_gate_judges_rows_without_an_offset() -> None:
+    work, lm = work_of(schedule="accuracy_gated", remove_start_from=1, removal_smoothing_lambda=0.7)
+    batch = work.batch(0, torch.arange(40), generator(0))
+    at_stage = batch["removed"] == 1
+    assert 0 < int(at_stage.sum()) < 40 and torch.equal(batch["judged"], at_stage)
+    metrics = work.loss(lm.model, batch, detailed=False).metrics
+    alone = {k: v[at_stage] if v.ndim and len(v) == 40 else v for k, v in batch.items()}
+    expected = work.loss(lm.model, alone, detailed=False).metrics
+    assert int(metrics["scored"]) == int((alone["targets"] != -100).sum())
+    assert int(metrics["correct"]) == int(expected["correct"])
+
+
 def test_long_rows_come_back_when_they_are_short_enough() -> None:
     fields: dict[str, Any] = {"remove_per_epoch": 1, "max_len_train": 11}
     long = [Chain("1 2", "3 " * 8, "1"), Chain("1 2", "3 4", "1")]
@@ -275,6 +287,26 @@ def test_rows_of_like_length_go_together() -> None:
     assert sum(int(n[rows].max() - n[rows].min()) for rows in plan) < 12
     other, _ = work_of(MIXED, length_buckets=False)
     assert [r.tolist() for r in other.plan(0, 6, 2)] != [r.tolist() for r in plan]
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "removed"),
+    [
+        ("left", 0, [0, 0, 0]),
+        ("left", 1, [1, 3, 2]),
+        ("left", 2, [4, 3, 2]),
+        ("right", 0, [0, 0, 0]),
+        ("right", 1, [3, 3, 2]),
+    ],
+)
+def test_the_separators_go_with_a_token_of_the_chain(side: Any, count: int, removed: list[int]) -> None:
+    chains = [Chain("1 2", "3 4", "1"), Chain("1 2", "3", "1"), Chain("1 2", "", "1")]
+    work, _ = work_of(
+        chains, remove_separator=True, removal_side=side, remove_start_from=count, remove_per_epoch=0
+    )
+    batch = work.batch(0, torch.arange(3), generator(0))
+    assert batch["removed"].tolist() == removed
+    assert work.curriculum(0) == {"scheduled_removal": count, "all_removed": float(count == 2)}
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -355,7 +387,7 @@ def test_the_strategy_of_a_stage(fields: dict[str, Any], t: int, expected: dict[
 def test_teacher_forced_numbers() -> None:
     work, lm = work_of(remove_start_from=1)
     metrics = work.evaluate(lm, "valid", 1, limit=7, generate=False)
-    edited = work.edited(work.stage(0), work.splits["valid"], torch.arange(7), None)
+    edited = work.edited(work.stage(0), work.split_rows["valid"], torch.arange(7), None)
     logits = lm.model(input_ids=edited.ids).logits[:, :-1]
     labels = edited.labels[:, 1:]
     right = (logits.argmax(-1) == labels)[labels != IGNORE]
@@ -382,3 +414,41 @@ def test_settings_that_a_schedule_would_ignore_are_refused() -> None:
         ConfigError, match=r"remove_start_from \(preset: no_cot\) belongs to the schedules count"
     ):
         Internalize(preset="no_cot", schedule="joint", mode="replace")
+
+
+def spaced_lm() -> Any:
+    """A tiny model whose tokenizer writes each space between words as a token of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from unspoken.lm.model import CausalLM
+    from unspoken.lm.tiny import tiny_model
+
+    words = ["<pad>", "<eos>", "\u2581", "####", *map(str, range(10))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    steps = [pre_tokenizers.Metaspace(prepend_scheme="never", split=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.Split("\u2581", "isolated")])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    model = tiny_model("tiny", fast, layers=1, width=16, heads=2, max_positions=64, seed=0)
+    return CausalLM(model, fast, source="test")
+
+
+def test_accuracy_of_the_answer_is_of_its_own_tokens() -> None:
+    lm = spaced_lm()
+    chains = [Chain("1 2", "3", "4 5 6"), Chain("2 2", "4", "7 8")] * 4
+    work = Internalize().prepare(lm, Data(chains, chains), Options(batch_size=4))
+    edited = work.edited(work.stage(0), work.split_rows["valid"], torch.arange(8), None)
+    with torch.no_grad():
+        right = lm.model(input_ids=edited.ids).logits[:, :-1].argmax(-1) == edited.ids[:, 1:]
+    seen: dict[int, list[bool]] = {}
+    for row, chain in enumerate(chains):
+        tokens = lm.tokenizer.convert_ids_to_tokens(edited.ids[row, : edited.lengths[row]].tolist())
+        assert "\u2581" in tokens[tokens.index("####") :]
+        at = [j for j in range(tokens.index("####") + 1, len(tokens) - 1) if tokens[j] != "\u2581"]
+        assert [tokens[j] for j in at] == chain.answer.split()
+        for place, j in enumerate(at):
+            seen.setdefault(place, []).append(bool(right[row, j - 1]))
+    metrics = work.evaluate(lm, "valid", 1, limit=None, generate=False)
+    told = {int(name.partition("/")[2]): value for name, value in metrics.items() if "/" in name}
+    assert told == {place: pytest.approx(sum(hits) / len(hits)) for place, hits in seen.items()}

@@ -322,3 +322,30 @@ def test_estimate_counts() -> None:
     assert (found.micro_batches_per_epoch, found.micro_batches, found.steps) == (4, 10, 5)
     assert found.rows_per_step == 16 and found.tokens == 320
     assert found.optimizer == 2 * found.weights == 8 * found.parameters
+
+
+def test_a_run_goes_on_when_the_model_that_it_began_with_has_moved(tmp_path: Path) -> None:
+    from unspoken.lm.checkpoint import save
+
+    start, moved = tmp_path / "start", tmp_path / "elsewhere" / "under-another-name"
+    save(toy_model(), start)
+
+    def go(model: Path, output: Path) -> Any:
+        return un.train(Toy(), model=model, output=output, data=toy_data(), epochs=1, quiet=True)
+
+    done = go(start, tmp_path / "out")
+    moved.parent.mkdir()
+    start.rename(moved)
+    again = go(moved, tmp_path / "out")
+    assert again.already_finished and again.metrics == done.metrics
+    # Other weights in the same place are another model.
+    save(toy_model(), moved)
+    lm = un.load(moved)
+    with torch.no_grad():
+        next(lm.model.parameters()).add_(1e-3)
+    save(lm, moved)
+    with pytest.raises(ConfigError, match="model is"):
+        go(moved, tmp_path / "out")
+    # A run that ends in the folder it began with is finished all the same.
+    go(moved, moved)
+    assert go(moved, moved).already_finished

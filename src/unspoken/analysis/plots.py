@@ -120,15 +120,29 @@ def curves(
     highs: Sequence[Sequence[float]],
     *,
     label: str,
+    hollow: Sequence[Sequence[bool]] | None = None,
+    hollow_label: str = "",
     theme: Theme = LIGHT,
 ) -> Figure:
     """One line of points for each name, with a band between lows and highs. All values are shares.
+
+    Args:
+        names: Of the lines.
+        xs: Of the points of each line.
+        values: Likewise.
+        lows: Lower ends.
+        highs: Upper ends.
+        label: Of the horizontal axis.
+        hollow: Which points are drawn as rims only, because they are of another kind.
+        hollow_label: What these are, in the legend.
+        theme: Colours.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
     with _style(theme):
         figure, axes = _plane(label, theme)
+        rim: dict[str, Any] = {"linestyle": "none", "markersize": 5, "markerfacecolor": theme.paper}
         for i, (name, x, value, low, high) in enumerate(zip(names, xs, values, lows, highs, strict=True)):
             colour = COLOURS[i % len(COLOURS)]
             axes.fill_between(
@@ -144,6 +158,15 @@ def curves(
                 markersize=5,
                 markeredgecolor=theme.paper,
             )
+            rims = (
+                [(a, 100 * v) for a, v, is_rim in zip(x, value, hollow[i], strict=True) if is_rim]
+                if hollow
+                else []
+            )
+            for a, v in rims:
+                axes.plot(a, v, marker=MARKERS[i % len(MARKERS)], markeredgecolor=colour, zorder=3, **rim)
+        if hollow and any(map(any, hollow)):
+            axes.plot([], [], marker="o", markeredgecolor=theme.ink, label=hollow_label, **rim)
         axes.set_ylim(0, 104)
         figure.legend(loc="outside right upper", frameon=False, labelcolor=theme.ink, handletextpad=0.4)
     return figure

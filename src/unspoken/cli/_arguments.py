@@ -15,11 +15,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from unspoken.cli._parts import REGISTRIES, Part, complete, flags_of, named_part
 from unspoken.config import coerce, field_docs, from_dict, load_yaml
-from unspoken.discovery import METHODS, STRATEGIES, TASKS, Registry
 from unspoken.errors import ConfigError, suggest
 
-REGISTRIES: dict[str, Registry] = {"strategy": STRATEGIES, "task": TASKS, "method": METHODS}
+__all__ = [
+    "Line",
+    "Part",
+    "first_stage",
+    "name_lists",
+    "named_part",
+    "option",
+    "require_names",
+    "second_stage",
+    "take_file",
+    "take_value",
+]
 HELP_FLAGS = ("-h", "--help")
 LONGEST_METAVAR = 60
 
@@ -61,13 +72,15 @@ def option(
     )
 
 
-def first_stage(command: str, words: Sequence[str], kinds: Sequence[str] = ()) -> Line:
+def first_stage(command: str, words: Sequence[str], kinds: Sequence[str] = (), positionals: int = 0) -> Line:
     """Take the `-c` file and the leading names off a command line.
 
     Args:
         command: The command's name.
         words: What follows it.
         kinds: The kinds of names it starts with, in order.
+        positionals: How many words of its own follow them: the last words before a flag are these, unless they
+            are known names.
 
     Raises:
         ConfigError: If the file cannot be used, or is for another command.
@@ -87,7 +100,8 @@ def first_stage(command: str, words: Sequence[str], kinds: Sequence[str] = ()) -
         if kind == "strategy" and chosen is not None:
             continue
         # A name that the file gives is replaced only by another name: the word may be a prompt.
-        if leading and (kind not in names or _is_name(kind, leading[0])):
+        spare = kind not in names and len(leading) > positionals
+        if leading and (spare or _is_name(kind, leading[0])):
             names[kind], rest = leading.pop(0), rest[1:]
     return Line(f"unspoken {command}", names, rest, file, any(word in HELP_FLAGS for word in rest))
 
@@ -152,31 +166,6 @@ def _is_name(kind: str, word: str) -> bool:
     return word.endswith(".py") or word in REGISTRIES[kind].names()
 
 
-@dataclass
-class Part:
-    """A dataclass whose fields become flags.
-
-    Attributes:
-        cls: The dataclass.
-        title: What its flags are grouped under in the help; empty for the command's own options.
-        aliases: Other names of its fields, or of fields of the parts it is parsed with.
-    """
-
-    cls: type[Any]
-    title: str = ""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-
-
-def named_part(kind: str, name: str) -> Part:
-    """The part for a strategy or a task.
-
-    Raises:
-        UnknownNameError: With the nearest known name.
-    """
-    cls = REGISTRIES[kind].find(name)
-    return Part(cls, f"{kind} {name}", cls.aliases)
-
-
 def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[Any]:
     """Parse the flags of all parts at once and build one instance of each.
 
@@ -186,13 +175,14 @@ def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[An
     """
     import tyro
 
-    _refuse_clashes(parts)
-    parts = _with_placed_aliases(parts)
+    asked = len(parts)
+    parts = complete(parts, line.words, line.file)
     _refuse_unknown_flags(line, parts)
     defaults, problems = _file_defaults(line.file, parts)
     fields: list[Any] = []
     for index, part in enumerate(parts):
-        mirror = _mirror_fields(part, defaults[index])
+        inside = {other.slot: other.choice for other in parts if other.holder is part}
+        mirror = _mirror_fields(part, defaults[index], inside)
         if part.title:
             nested = dataclasses.make_dataclass(part.cls.__name__, mirror, kw_only=True)
             summary = (part.cls.__doc__ or "").strip().split("\n")[0]
@@ -212,17 +202,30 @@ def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[An
     if unknown:
         given = " ".join(unknown)
         problems.append(f"Too many arguments: {given!r} is left over (put text with spaces in quotes).")
-    built = []
-    for index, part in enumerate(parts):
-        source = getattr(parsed, f"part{index}") if part.title else parsed
-        values = {f.name: getattr(source, f.name) for f in dataclasses.fields(part.cls) if f.init}
-        try:
-            built.append(from_dict(part.cls, values))
-        except ConfigError as error:
-            problems += error.problems
+    built, wrong = _build(parts, [getattr(parsed, f"part{i}", parsed) for i in range(len(parts))])
+    problems += wrong
     if problems:
         raise ConfigError(problems, f"Run: {line.prog} --help")
-    return built
+    return built[:asked]
+
+
+def _build(parts: Sequence[Part], parsed: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """One instance of each part, what is inside others first, and all that is wrong."""
+    built: dict[int, Any] = {}
+    problems: list[list[str]] = [[] for _ in parts]
+    for index in reversed(range(len(parts))):
+        part = parts[index]
+        values = {name: getattr(parsed[index], flag) for name, flag in part.flags.items()}
+        for other, inside in enumerate(parts):
+            if inside.holder is part:
+                values.pop(inside.slot)
+                if other in built:
+                    values[inside.slot] = built[other]
+        try:
+            built[index] = from_dict(part.cls, values)
+        except ConfigError as error:
+            problems[index] = error.problems
+    return [built.get(i) for i in range(len(parts))], [p for found in problems for p in found]
 
 
 def _with_values(words: Sequence[str], parts: Sequence[Part]) -> list[str]:
@@ -230,9 +233,9 @@ def _with_values(words: Sequence[str], parts: Sequence[Part]) -> list[str]:
     found: dict[str, str] = {}
     for part in parts:
         hints = typing.get_type_hints(part.cls)
-        names = [f.name for f in dataclasses.fields(part.cls)]
-        for name in [*names, *part.aliases]:
-            hint = hints.get(part.aliases.get(name, name))
+        of = {**{flag: name for name, flag in part.flags.items()}, **part.aliases}
+        for name, field_name in of.items():
+            hint = hints.get(field_name)
             if set(typing.get_args(hint)) == {bool, type(None)}:
                 found |= {name.replace("_", "-"): "True", "no-" + name.replace("_", "-"): "False"}
     completed: list[str] = []
@@ -245,65 +248,67 @@ def _with_values(words: Sequence[str], parts: Sequence[Part]) -> list[str]:
     return completed
 
 
-def _refuse_clashes(parts: Sequence[Part]) -> None:
-    owner: dict[str, str] = {}
-    for part in parts:
-        for f in dataclasses.fields(part.cls):
-            if f.name in owner:
-                raise ConfigError(
-                    f"The field {f.name!r} of {part.title} is also a field of {owner[f.name]}; rename one of them."
-                )
-            owner[f.name] = part.title or "the command"
-
-
-def _with_placed_aliases(parts: Sequence[Part]) -> list[Part]:
-    """The parts, each alias moved to the part that has its field: a strategy may rename a command's option."""
-    placed = [Part(part.cls, part.title) for part in parts]
-    for part in parts:
-        for alias, name in part.aliases.items():
-            for owner in placed:
-                if any(f.name == name for f in dataclasses.fields(owner.cls)):
-                    owner.aliases = {**owner.aliases, alias: name}
-    return placed
-
-
 def _file_defaults(
     values: Mapping[str, Any], parts: Sequence[Part]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Give each value of the file to the part that has the field."""
-    defaults: list[dict[str, Any]] = [{} for _ in parts]
+    defaults = [dict(part.defaults) for part in parts]
     problems: list[str] = []
+    for index, part in enumerate(parts):
+        if part.file:
+            problems += _take(part.file, [part], [defaults[index]], f"{part.slot} in the -c file")
+    return defaults, problems + _take(values, parts, defaults, "the -c file")
+
+
+def _take(
+    values: Mapping[str, Any], parts: Sequence[Part], defaults: Sequence[dict[str, Any]], where: str
+) -> list[str]:
+    """Put each value among the defaults of the first part that has the field; returns what is wrong."""
+    problems = []
     hints = [typing.get_type_hints(part.cls) for part in parts]
     known = _known_names(parts)
     for key, value in values.items():
-        for index, part in enumerate(parts):
-            name = part.aliases.get(key, key)
-            if any(f.name == name and f.init for f in dataclasses.fields(part.cls)):
+        for part, taken, types in zip(parts, defaults, hints, strict=True):
+            of = {flag: name for name, flag in part.flags.items()}
+            name = part.aliases.get(key) or of.get(key) or (key if part.file is values else None)
+            if name not in part.flags:
+                continue
+            if name not in part.slots:  # what is inside has read it
                 try:
-                    defaults[index][name] = coerce(value, hints[index][name])
+                    taken[name] = coerce(value, types[name])
                 except ValueError as error:
-                    problems.append(f"{key} in the -c file {error}")
-                break
+                    problems.append(f"{key} in {where} {error}")
+            break
         else:
             near = suggest(key, known)
             meant = f" Did you mean {near!r}?" if near else f" Known: {', '.join(sorted(known))}."
-            problems.append(f"Unknown key {key!r} in the -c file.{meant}")
-    return defaults, problems
+            if several := flags_of(parts, key):
+                meant = f" Write {' or '.join(several)}."
+            problems.append(f"Unknown key {key!r} in {where}.{meant}")
+    return problems
 
 
-def _mirror_fields(part: Part, defaults: Mapping[str, Any]) -> list[Any]:
-    """The part's fields for a dataclass without its checks, which would see the file's values too early."""
+def _mirror_fields(part: Part, defaults: Mapping[str, Any], inside: Mapping[str, str]) -> list[Any]:
+    """The part's fields for a dataclass without its checks, which would see the file's values too early.
+
+    Args:
+        part: The part.
+        defaults: Defaults that are not the class's own.
+        inside: Names of what its slots hold.
+    """
     docs = field_docs(part.cls)
     hints = typing.get_type_hints(part.cls)
     mirror: list[Any] = []
     for f in dataclasses.fields(part.cls):
         if f.init:
-            default = defaults.get(f.name, _default(f))
-            hint = _annotated(part, f, hints[f.name], docs.get(f.name, ""), default)
+            default, hint = defaults.get(f.name, _default(f)), hints[f.name]
+            if f.name in inside:
+                default, hint = inside[f.name], str
+            hint = _annotated(part, f, hint, docs.get(f.name, ""), default)
             given = (
                 dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
             )
-            mirror.append((f.name, hint, given))
+            mirror.append((part.flags[f.name], hint, given))
     return mirror
 
 
@@ -311,7 +316,7 @@ def _annotated(part: Part, f: dataclasses.Field[Any], hint: Any, doc: str, defau
     """The type of a field with all that its help shows."""
     import tyro
 
-    metavar = f.metadata.get("positional")
+    metavar = "NAME" if f.name in part.slots else f.metadata.get("positional")
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     some = [a for a in typing.get_args(hint) if a is not type(None)] if not choices else []
     if choices and all(isinstance(choice, str) for choice in choices):
@@ -347,7 +352,7 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 
 def _known_names(parts: Sequence[Part]) -> list[str]:
-    names = [f.name for part in parts for f in dataclasses.fields(part.cls) if f.init]
+    names = [flag for part in parts for flag in part.flags.values()]
     return names + [alias for part in parts for alias in part.aliases]
 
 
@@ -362,6 +367,8 @@ def _refuse_unknown_flags(line: Line, parts: Sequence[Part]) -> None:
         if name not in known and name.removeprefix("no-") not in known:
             near = suggest(name, known)
             meant = f" Did you mean {'--' + near!r}?" if near else ""
+            if several := flags_of(parts, name.replace("-", "_")):
+                meant = f" Write {' or '.join('--' + flag.replace('_', '-') for flag in several)}."
             problems.append(f"Unknown option {word.partition('=')[0]!r}.{meant}")
     if problems:
         raise ConfigError(problems, f"Run: {line.prog} --help")

@@ -46,7 +46,7 @@ class RunningLine:
 
     def row(self, row: ResultRow, summary: Summary) -> None:
         """Take one more finished row (`on_row` of `evaluate`)."""
-        told = [f"{100 * summary.accuracy:.1f} % correct"]
+        told = [f"{100 * summary.accuracy:.1f} % correct" if summary.graded else "not graded"]
         told += [f"{summary.statuses[s]} {s}" for s in ("unparsed", "truncated") if summary.statuses[s]]
         told += [f"{summary.errors} failed"] if summary.errors else []
         done = summary.n + summary.errors

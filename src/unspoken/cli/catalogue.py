@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from unspoken.cli._arguments import Part, first_stage, name_lists, option, second_stage
+from unspoken.discovery import METHODS
 from unspoken.errors import unknown_name
 from unspoken.lm import zoo
 
@@ -16,7 +20,7 @@ from unspoken.lm import zoo
 class ListOptions:
     """Options of `list`."""
 
-    kind: str | None = option(None, positional="[strategies|tasks|models|methods]")
+    kind: str | None = option(None, positional="[strategies|tasks|models|methods|presets]")
     """What to list; everything if left out."""
 
 
@@ -28,12 +32,34 @@ def list_command(words: list[str]) -> int:
         "tasks": lambda: name_lists(["task"]),
         "models": _models,
         "methods": lambda: name_lists(["method"]),
+        "presets": _presets,
     }
     if options.kind is not None and options.kind not in blocks:
         raise unknown_name("kind", options.kind, blocks, "Run: unspoken list")
     shown = [options.kind] if options.kind else list(blocks)
     sys.stdout.write("\n\n".join(blocks[kind]() for kind in shown) + "\n")
     return 0
+
+
+def _presets() -> str:
+    """The presets of each method that has a file `_METHOD_presets.py`; the method itself imports torch."""
+    blocks = []
+    for method in METHODS.names():
+        name = f"{METHODS.package}._{method}_presets"
+        if importlib.util.find_spec(name) is None:
+            continue
+        presets: dict[str, dict[str, Any]] = importlib.import_module(name).PRESETS
+        width = max(map(len, presets))
+        rows = []
+        for preset, fields in presets.items():
+            told = " ".join(f"{field}={value}" for field, value in fields.items())
+            indent = " " * (width + 4)
+            rows.append(
+                textwrap.fill(told, 110, initial_indent=f"  {preset:<{width}}  ", subsequent_indent=indent)
+            )
+        title = f"Presets of {method} (unspoken train {method} --preset NAME), and what each sets:"
+        blocks.append("\n".join([title, *rows]))
+    return "\n\n".join(blocks)
 
 
 def _models() -> str:

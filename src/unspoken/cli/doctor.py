@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from unspoken import __version__
 from unspoken.cli._arguments import Part, first_stage, second_stage
 from unspoken.cli._options import ModelOptions, load_model
-from unspoken.errors import UnspokenError
+from unspoken.errors import ConfigError, UnspokenError
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -90,11 +90,16 @@ class Checkup:
 
 
 def doctor_command(words: list[str]) -> int:
-    """Run `unspoken doctor`, or `unspoken doctor train`."""
+    """Run `unspoken doctor`, `unspoken doctor train` or `unspoken doctor power`."""
     if words[:1] == ["train"]:
         return _doctor_train(words[1:])
+    if words[:1] == ["power"]:
+        from unspoken.cli.doctor_power import doctor_power_command
+
+        return doctor_power_command(words[1:])
     description = "Check that everything works here: torch, grading, disk, a model and its cache."
     description += " `unspoken doctor train METHOD ...` (or train -c FILE) tells what a training run needs."
+    description += " `unspoken doctor power` checks power sampling against exact laws."
     (options,) = second_stage(first_stage("doctor", words), [Part(ModelOptions)], description)
     checkup = Checkup()
     checkup.check("torch", _torch)
@@ -129,9 +134,15 @@ def _doctor_train(words: list[str]) -> int:
     line = first_stage("train", words, ["method"])
     line.prog = "unspoken doctor train"
     job = parse(line, only_looks=True)
+    if not job.method.trains_model:
+        raise ConfigError(
+            f"doctor train counts what it takes to train a model; {job.method.name} trains none."
+        )
     chains = job.task.chains("train") if job.task is not None else read_data(job.where).train
     from unspoken.training._estimate import estimate_run
+    from unspoken.training._setup import require_rows
 
+    require_rows(chains, job.task)
     need = estimate_run(job.where.from_pretrained or job.where.model, job.method, chains, job.options)
     rows = {
         "rows": f"{need.rows:,} of {need.mean_tokens:.1f} tokens on average, {need.longest} at most",

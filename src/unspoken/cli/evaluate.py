@@ -1,4 +1,4 @@
-"""`unspoken eval TASK STRATEGY`: solve and grade, resumably."""
+"""`unspoken eval TASK [STRATEGY]`: solve and grade, resumably."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from unspoken.cli._arguments import (
     require_names,
     second_stage,
 )
-from unspoken.cli._options import ModelOptions, load_model
+from unspoken.cli._options import ModelOptions, load_model, remembered_strategy
 from unspoken.cli._progress import RunningLine
 
 if TYPE_CHECKING:
     from unspoken.evaluation.records import ResultRow, Run, Summary
+    from unspoken.lm.model import CausalLM
     from unspoken.tasks._base import Task
 
 DESCRIPTION = (
-    "Solve the problems of a task with one way of thinking, and grade the answers. Every row is on the disk as soon as "
+    "Solve the problems of a task with one way of thinking (default: the one that a trained model remembers), and "
+    "grade the answers. Every row is on the disk as soon as "
     "it is done: the same command again completes a folder that was left unfinished."
 )
 KINDS = ("task", "strategy")
@@ -67,10 +69,10 @@ def eval_command(words: list[str]) -> int:
     """Run `unspoken eval`."""
     line = first_stage("eval", words, KINDS)
     validating = "--validate" in line.words or line.file.get("validate") is True
-    needed = KINDS[:1] if validating else KINDS
-    if line.wants_help and any(kind not in line.names for kind in needed):
+    wanted = KINDS[:1] if validating else KINDS
+    if line.wants_help and any(kind not in line.names for kind in wanted):
         return _general_help(line)
-    require_names(line, needed, "TASK STRATEGY -m MODEL -o DIR")
+    require_names(line, KINDS[:1], "TASK STRATEGY -m MODEL -o DIR")
     parts = [
         Part(EvalOptions, aliases=ALIASES),
         *(named_part(kind, line.names[kind]) for kind in KINDS if kind in line.names),
@@ -79,11 +81,12 @@ def eval_command(words: list[str]) -> int:
     options, task, *strategy = second_stage(line, parts, DESCRIPTION)
     if options.validate:
         return _validate(task)
-    return _evaluate(options, task, strategy[0])
+    usage = f"{line.prog} STRATEGY -m MODEL"
+    return _evaluate(options, task, strategy[0] if strategy else remembered_strategy(options.model, usage))
 
 
 def _general_help(line: Line) -> int:
-    line.prog += " TASK STRATEGY"
+    line.prog += " TASK [STRATEGY]"
     line.words = ["--help"]
     second_stage(line, [Part(EvalOptions, aliases=ALIASES)], f"{DESCRIPTION}\n\n{name_lists(KINDS)}")
     return 0
@@ -99,7 +102,7 @@ def _validate(task: Task) -> int:
 
 def _evaluate(options: EvalOptions, task: Task, strategy: Any) -> int:
     lm = load_model(options)
-    folder = Path(options.output) if options.output else _default_folder(options, task, strategy)
+    folder = Path(options.output) if options.output else _default_folder(options, lm, task, strategy)
     settings = {
         name: getattr(options, name)
         for name in (
@@ -155,7 +158,9 @@ def run_into(
         return None
 
 
-def _default_folder(options: EvalOptions, task: Task, strategy: Any) -> Path:
-    decides = (options.model, options.dtype, options.seed, options.max_new_tokens)
+def _default_folder(options: EvalOptions, lm: CausalLM, task: Task, strategy: Any) -> Path:
+    decides: list[Any] = [options.model, options.dtype, options.seed, options.max_new_tokens]
+    if lm.depth is not None and lm.depth.n_dropped:
+        decides.append(lm.depth.blocks)
     tag = config.fingerprint([config.to_dict(task), config.to_dict(strategy), *decides])[:6]
     return Path("results") / f"{task.name}-{strategy.name}-{tag}"

@@ -1,4 +1,4 @@
-"""`unspoken generate STRATEGY PROMPT`: answer one prompt, and watch it happen."""
+"""`unspoken generate [STRATEGY] PROMPT`: answer one prompt, and watch it happen."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from unspoken.cli._arguments import (
     name_lists,
     named_part,
     option,
-    require_names,
     second_stage,
 )
 from unspoken.cli._live import LiveViewer, legend, make_viewer
-from unspoken.cli._options import ModelOptions, load_model
+from unspoken.cli._options import ModelOptions, load_model, remembered_strategy
 from unspoken.errors import ConfigError, RunError
 from unspoken.types import Generation, Message, Trace, Usage
 
 DESCRIPTION = (
-    "Answer one prompt with one way of thinking. In a terminal the tokens are coloured by their probability and soft "
-    "steps are shown as ‹nearest tokens›; in a pipe only the text is written."
+    "Answer one prompt with one way of thinking (default: the one that a trained model remembers). In a terminal the "
+    "tokens are coloured by their probability and soft steps are shown as ‹nearest tokens›; in a pipe only the "
+    "text is written."
 )
 
 
@@ -52,15 +52,17 @@ class GenerateOptions(ModelOptions):
 
 def generate_command(words: list[str]) -> int:
     """Run `unspoken generate`."""
-    line = first_stage("generate", words, ["strategy"])
+    line = first_stage("generate", words, ["strategy"], positionals=1)
     if line.wants_help and not line.names:
-        line.prog += " STRATEGY"
+        line.prog += " [STRATEGY]"
         second_stage(line, [Part(GenerateOptions)], f"{DESCRIPTION}\n\n{name_lists(['strategy'])}")
-    require_names(line, ["strategy"], "STRATEGY PROMPT -m MODEL")
-    name = line.names["strategy"]
-    line.prog += f" {name}"
-    options, strategy = second_stage(line, [Part(GenerateOptions), named_part("strategy", name)], DESCRIPTION)
+    parts = [Part(GenerateOptions)]
+    for name in line.names.values():
+        line.prog += f" {name}"
+        parts.append(named_part("strategy", name))
+    options, *named = second_stage(line, parts, DESCRIPTION)
     prompt = _prompt(options)
+    strategy = named[0] if named else remembered_strategy(options.model, f"{line.prog} STRATEGY PROMPT")
     lm = load_model(options)
     viewer = make_viewer(lm.tokens.token_text, as_json=options.json)
     live = isinstance(viewer, LiveViewer)

@@ -33,13 +33,26 @@ class Command:
 
 
 COMMANDS = {
-    "generate": Command("generate", "STRATEGY PROMPT -m MODEL", "answer one prompt, and watch it happen"),
+    "generate": Command("generate", "[STRATEGY] PROMPT -m MODEL", "answer one prompt, and watch it happen"),
     "eval": Command(
-        "evaluate", "TASK STRATEGY -m MODEL -o DIR", "solve and grade a task; the same command resumes"
+        "evaluate", "TASK [STRATEGY] -m MODEL -o DIR", "solve and grade a task; the same command resumes"
+    ),
+    "sweep": Command(
+        "sweep", "TASK -m MODEL --layers N... -o DIR", "several methods at several depths, with one summary"
     ),
     "compare": Command("results", "DIR DIR...", "paired comparison of finished evaluations"),
     "show": Command("results", "DIR", "read the items of an evaluation"),
+    "grade": Command("grade", "DIR", "grade the answers of an evaluation again, by one or two graders"),
     "report": Command("results", "DIR... -o DIR", "Markdown and HTML report with plots"),
+    "lens": Command(
+        "lens", "[STRATEGY] TEXT -m MODEL", "what each layer would say: curves, heat map and a page"
+    ),
+    "lens-eval": Command(
+        "lens_eval", "DIR -m MODEL --texts FILE", "a tuned lens beside the logit lens, in bits per byte"
+    ),
+    "chat": Command("chat", "[STRATEGY] -m MODEL", "talk with a model, and change how it thinks"),
+    "lab": Command("lab", "-m MODEL", "watch a model think, in the browser"),
+    "serve": Command("lab", "-m MODEL", "answer OpenAI clients with any way of thinking"),
     "train": Command(
         "train", "METHOD -m MODEL -o DIR --task TASK", "train a model; the same command resumes"
     ),
@@ -109,7 +122,7 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS, "Run: unspoken --help")
     module = importlib.import_module(f"unspoken.cli.{COMMANDS[name].module}")
-    run: Callable[[list[str]], int] = getattr(module, f"{name}_command")
+    run: Callable[[list[str]], int] = getattr(module, f"{name.replace('-', '_')}_command")
     try:
         return run(rest)
     except SystemExit as leave:  # the parser printed help or its own message

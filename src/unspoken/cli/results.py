@@ -16,8 +16,9 @@ from unspoken.errors import ConfigError, unknown_name
 if TYPE_CHECKING:
     from unspoken.evaluation.records import ResultRow, Run
 
-STYLES = {"correct": "green", "wrong": "red", "unparsed": "yellow", "truncated": "yellow"}
-MARKS = {"correct": "✓", "wrong": "✗", "unparsed": "?", "truncated": "…"}
+STYLES = {"correct": "green", "wrong": "red", "unparsed": "yellow", "truncated": "yellow", "ungraded": ""}
+EXCERPT = 200  # characters of a text that is shown shortened
+MARKS = {"correct": "✓", "wrong": "✗", "unparsed": "?", "truncated": "…", "ungraded": "·"}
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,17 @@ class ShowOptions:
     """Options of `show`."""
 
     run: str = option(positional="DIR")
-    """A folder of `unspoken eval`, or the originals' generation_comparison tree or a file of it."""
+    """A folder of `unspoken eval` or `sweep`, or the originals' generation_comparison or truncation files."""
     wrong: bool = False
-    """Only answers that are not correct."""
+    """Only answers that are not correct, with the question and the text of each, shortened."""
     status: str | None = None
-    """Only correct, wrong, unparsed or truncated answers."""
+    """Only correct, wrong, unparsed, truncated or ungraded answers."""
     reason: str | None = None
     """Only answers that ended for this reason, such as eos or length."""
     item: str | None = None
     """Everything about this problem: its id, or id#sample for one answer."""
     text: bool = False
-    """The question, the thoughts and the answer of every item shown."""
+    """The question, the thoughts and the answer of every item shown, in full."""
     limit: int = 20
     """Most items to show."""
     export: str | None = None
@@ -119,7 +120,12 @@ def _show_run(run: Run, options: ShowOptions, console: Console) -> None:
     rows = list(iter_items(run, wrong_only=options.wrong, reason=options.reason, status=options.status))
     console.print(f"{run}\n", markup=False, soft_wrap=True)
     for row in rows[: options.limit]:
-        _show_text(row, console) if options.text else _show_line(row, console)
+        if options.text:
+            _show_text(row, console)
+        else:
+            _show_line(row, console)
+            if options.wrong:
+                _show_excerpts(row, console)
     if len(rows) > options.limit:
         console.print(f"{len(rows) - options.limit} more; --limit {len(rows)} shows all of them.")
 
@@ -127,8 +133,26 @@ def _show_run(run: Run, options: ShowOptions, console: Console) -> None:
 def _show_line(row: ResultRow, console: Console) -> None:
     line = Text(f"{MARKS[row.status]} {row.id}  ", style=STYLES[row.status])
     answer = "nothing" if row.answer is None else printable(row.answer)
-    line.append(f"{answer} (right: {row.gold})  {row.status}, {row.reason or '?'}, {_cost(row)}", style="")
+    right = f" (right: {row.gold})" if row.status != "ungraded" else ""
+    line.append(f"{answer}{right}  {row.status}, {row.reason or '?'}, {_cost(row)}", style="")
     console.print(line, soft_wrap=True)
+
+
+def _show_excerpts(row: ResultRow, console: Console) -> None:
+    for title, text in _texts(row):
+        text = printable(" ".join(text.split()))
+        if (
+            len(text) > EXCERPT
+        ):  # a question is known by its beginning, a thought and an answer by where they lead
+            text = f"{text[:EXCERPT]} …" if title == "question" else f"… {text[-EXCERPT:]}"
+        console.print(
+            Text(f"    {title}: {text}", style="dim" if title == "question" else ""), soft_wrap=True
+        )
+
+
+def _texts(row: ResultRow) -> list[tuple[str, str]]:
+    named = (("question", row.question), ("thoughts", row.thinking), ("answer", row.text))
+    return [(title, text) for title, text in named if text.strip()]
 
 
 def _cost(row: ResultRow) -> str:
@@ -138,10 +162,9 @@ def _cost(row: ResultRow) -> str:
 
 def _show_text(row: ResultRow, console: Console) -> None:
     _show_line(row, console)
-    for title, text in (("question", row.question), ("thoughts", row.thinking), ("answer", row.text)):
-        if text.strip():
-            console.print(Text(title, style="bold"))
-            console.print(Text(printable(text.strip())), soft_wrap=True)
+    for title, text in _texts(row):
+        console.print(Text(title, style="bold"))
+        console.print(Text(printable(text.strip())), soft_wrap=True)
     notes = {**row.notes, **row.measures, "seed": row.seed, "rule": row.rule}
     told = ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"

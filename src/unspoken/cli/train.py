@@ -82,13 +82,9 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         problems = []
-        given = [
-            form for form, names in DATA_FORMS.items() if any(getattr(self, n) is not None for n in names)
-        ]
+        given = self.sources
         if len(given) > 1:
             problems.append(f"The rows come from one place only, not from {' and '.join(given)} together.")
-        elif not given and not self.evaluates:
-            problems.append(f"No rows to train on: give one of {'; '.join(DATA_FORMS)}.")
         if self.train_path is None and self.val_path is not None:
             problems.append("val_path goes with train_path.")
         if self.data_path is None and self.data_name is not None:
@@ -101,6 +97,13 @@ class TrainOptions:
             problems.append(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def sources(self) -> list[str]:
+        """The places of `DATA_FORMS` that rows are to come from."""
+        return [
+            form for form, names in DATA_FORMS.items() if any(getattr(self, n) is not None for n in names)
+        ]
 
     @property
     def evaluates(self) -> bool:
@@ -148,19 +151,23 @@ def parse(line: Line, *, only_looks: bool = False) -> Job:
     """
     from unspoken.training._options import Options
 
-    parts = [Part(TrainOptions, aliases=ALIASES), Part(Options, "training", Options.aliases)]
+    shared = Part(Options, "training", Options.aliases)
+    parts = [Part(TrainOptions, aliases=ALIASES), shared]
     if line.wants_help and not line.names:
         line.prog += " METHOD"
         second_stage(line, parts, f"{DESCRIPTION}\n\n{name_lists(['method'])}")
     require_names(line, ["method"], "METHOD -m MODEL -o DIR --task TASK")
     line.prog += f" {line.names['method']}"
-    parts.append(named_part("method", line.names["method"]))
+    named = named_part("method", line.names["method"])
+    shared.defaults = named.cls.option_defaults
+    parts.append(named)
     task_name = named_task(line)
     if task_name is not None:
         parts.append(chain_task_part(task_name))
     if only_looks:
         line.file.setdefault("output", "")
     where, options, method, *task = second_stage(line, parts, DESCRIPTION)
+    _check_rows(where, method)
     if where.bf16:
         if options.precision not in ("fp32", "bf16"):
             raise ConfigError(
@@ -168,6 +175,15 @@ def parse(line: Line, *, only_looks: bool = False) -> Job:
             )
         options = dataclasses.replace(options, precision="bf16")
     return Job(where, options, method, task[0] if task else None)
+
+
+def _check_rows(where: TrainOptions, method: Any) -> None:
+    if method.brings_rows and where.sources:
+        raise ConfigError(
+            f"The rows come from one place only, not from {where.sources[0]} and the method's own flags together."
+        )
+    if not method.brings_rows and not where.sources and not where.evaluates:
+        raise ConfigError(f"No rows to train on: give one of {'; '.join(DATA_FORMS)}.")
 
 
 def is_first_process() -> bool:
@@ -182,7 +198,7 @@ def _say(text: str) -> None:
 
 def _train(job: Job) -> int:
     where = job.where
-    data = None if job.task is not None else read_data(where)
+    data = None if job.task is not None or job.method.brings_rows else read_data(where)
     from unspoken.training._trainer import train
 
     assert where.output is not None
@@ -205,11 +221,28 @@ def _train(job: Job) -> int:
         return 130
     if not where.quiet:
         told = "was finished already" if run.already_finished else f"{run.steps} steps in {run.seconds:.0f} s"
-        shown = ("loss", "exact_match", "test_loss", "test_exact_match")
-        numbers = ", ".join(f"{name} {run.metrics[name]:.4g}" for name in shown if name in run.metrics)
+        numbers = "; ".join(filter(None, (_numbers(run.metrics, split) for split in ("", "test_"))))
         _say(f"{where.output}: {told}. {numbers}".rstrip(". ") + ".")
-        _say(f"  Its curve: unspoken curve {where.output}\n  Its speed: unspoken throughput {where.output}")
+        if job.method.trains_model:
+            _say(
+                f"  Its curve: unspoken curve {where.output}\n  Its speed: unspoken throughput {where.output}"
+            )
+        else:
+            _say(f'  Look through it: unspoken lens "TEXT" -m {where.model} --lens logit {where.output}')
     return 0
+
+
+def _numbers(metrics: dict[str, float], split: str) -> str:
+    """Loss and accuracy of a split, with the rows that they are of and those that could not be."""
+    named = (f"{split}{name}" for name in ("loss", "kl", "logit_kl", "exact_match", "teacher_forced_exact"))
+    told = [f"{name} {metrics[name]:.4g}" for name in named if name in metrics]
+    if f"{split}exact_match" in metrics and len(told) > 2:
+        told.pop()  # only a bound of the other
+    if not told or f"{split}rows" not in metrics:
+        return ", ".join(told)
+    left_out = int(metrics.get(f"{split}left_out", 0))
+    extra = f"; {left_out} more were left out, too long or malformed" if left_out else ""
+    return f"{', '.join(told)} (of {metrics[f'{split}rows']:.0f} rows{extra})"
 
 
 def _evaluate(job: Job) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from unspoken.errors import ConfigError, MissingExtraError
 if TYPE_CHECKING:
     from unspoken.evaluation.training_runs import Point
 
+MARKS = {"exact_match": "●", "teacher_forced_exact": "○"}  # as in the figures
 Curves = Mapping[str, Sequence["Point"]]
 
 
@@ -39,8 +41,9 @@ class ThroughputOptions:
     """Rounds, of which the median counts."""
     max_new_tokens: int | None = None
     """Most tokens of an answer (default: the longest target and some more)."""
-    sweep_fillers: tuple[int, ...] = ()
-    """Numbers of fillers to try each model with, too."""
+    sweep_fillers: tuple[int, ...] | None = None
+    """Numbers of fillers to try each model with, too; without numbers 0, n/4, n/2, n and 2n of the n it was trained
+    with."""
     output: str | None = option(None, flag="-o")
     """JSON file for the numbers, which unspoken curve draws."""
 
@@ -50,7 +53,7 @@ class ThroughputOptions:
             problems.append("Give the rows with --test_path FILE or with --task TASK.")
         if self.limit is not None and self.limit < 1:
             problems.append(f"limit must be at least 1, not {self.limit}.")
-        if any(n < 0 for n in self.sweep_fillers):
+        if any(n < 0 for n in self.sweep_fillers or ()):
             problems.append("Numbers of fillers must not be negative.")
         if problems:
             raise ConfigError(problems)
@@ -84,11 +87,11 @@ def throughput_command(words: list[str]) -> int:
     )
     sys.stdout.write(f"{table}\n")
     sweeps = {}
-    for label, path in models.items() if options.sweep_fillers else ():
+    for label, path in models.items() if options.sweep_fillers is not None else ():
         sweep = filler_sweep(
             path,
             rows,
-            counts=options.sweep_fillers,
+            counts=options.sweep_fillers or None,
             batch_size=max(options.batch_sizes),
             max_new_tokens=options.max_new_tokens,
         )
@@ -117,7 +120,7 @@ class CurveOptions:
     """Folders of `unspoken train`, and files that `unspoken throughput -o FILE` wrote. Runs that differ only in their
     seed are one curve, of their mean and standard deviation."""
     output: str = option("results/curves", flag="-o")
-    """Folder for the figures (PNG)."""
+    """Folder for the figures (PNG) and their numbers (CSV)."""
 
 
 def curve_command(words: list[str]) -> int:
@@ -138,16 +141,38 @@ def curve_command(words: list[str]) -> int:
     for label, curves in sections.values():
         if curves:
             sys.stdout.write(_table(label, curves))
+    _write_numbers(sections, Path(options.output))
     _draw(sections, Path(options.output))
     return 0
 
 
 def _table(label: str, curves: Curves) -> str:
+    from unspoken.evaluation.training_runs import EXACT
+
     lines = [f"accuracy against {label}"]
     for name, points in curves.items():
         lines.append(f"  {name}")
-        lines += [f"    {point.x:>10.6g}  {point}" for point in points]
+        lines += [f"    {point.x:>10.6g}  {MARKS[point.measure]} {point}" for point in points]
+    used = {point.measure for points in curves.values() for point in points}
+    lines += [f"  {MARKS[name]} {name}: {meaning}" for name, meaning in EXACT.items() if name in used]
     return "\n".join(lines) + "\n\n"
+
+
+def _write_numbers(sections: Mapping[str, tuple[str, Curves]], folder: Path) -> None:
+    """A CSV file for each figure, one row a point."""
+    columns = ("x", "accuracy", "low", "high", "seeds", "n", "measure")
+    for stem, (_label, curves) in sections.items():
+        if curves:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{stem}.csv"
+            aside = path.with_name(f".{path.name}.writing")
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(["curve", *columns])
+                for name, points in curves.items():
+                    table.writerows([name, *(getattr(point, c) for c in columns)] for point in points)
+            aside.replace(path)
+            sys.stdout.write(f"{path}\n")
 
 
 def _draw(sections: Mapping[str, tuple[str, Curves]], folder: Path) -> None:
@@ -166,8 +191,10 @@ def _draw(sections: Mapping[str, tuple[str, Curves]], folder: Path) -> None:
                     [[getattr(point, name) for point in points] for points in curves.values()]
                     for name in ("x", "accuracy", "low", "high")
                 ]
-                figure = plots.curves(list(curves), *numbers, label=label)
-            folder.mkdir(parents=True, exist_ok=True)
+                bounds = [[point.measure != "exact_match" for point in points] for points in curves.values()]
+                figure = plots.curves(
+                    list(curves), *numbers, label=label, hollow=bounds, hollow_label="hollow: teacher-forced"
+                )
             path = folder / f"{stem}.png"
             path.write_bytes(plots.render(figure, "png"))
             sys.stdout.write(f"{path}\n")

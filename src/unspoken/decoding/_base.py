@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[Message] | Sequence[int]
 RECORDS = ("inputs", "hidden")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a task reads and compares answers, for strategies that decide by what is answered.
+
+    Attributes:
+        read: From the text of an answer phase, and whether its budget cut it off, to the answer; None if the text
+            gives none.
+        same: Whether two answers are the same answer.
+    """
+
+    read: Callable[[str, bool], str | None]
+    same: Callable[[str, str], bool]
 
 
 @dataclass
@@ -48,6 +62,7 @@ class Request:
             [T, D], the vectors read; `hidden` [T, D], the final hidden states (after the last norm) from which
             each step was decided.
         sink: Called with each event of the row, as well as the stream that `run` returns.
+        answers: How answers are read and compared; None leaves it to the strategy.
     """
 
     prompt: Prompt
@@ -59,6 +74,7 @@ class Request:
     trace: Trace = "summary"
     record: tuple[str, ...] = ()
     sink: Callable[[Event], None] | None = None
+    answers: Answers | None = None
     cancelled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -189,6 +205,11 @@ class Strategy(Configured):
     The fields are the Python arguments, the command's flags, the web form and the recorded
     configuration. Each field's docstring (the string under it) becomes its help text.
     """
+
+    formula: ClassVar[str] = ""
+    """What the strategy does in one line of symbols, for menus."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Settings with names, such as those of the publication: fields by name of the preset."""
 
     def check(self, lm: CausalLM) -> list[str]:
         """All that does not fit this model, each as one sentence (`k` above the vocabulary, say)."""

@@ -8,7 +8,7 @@ strategies are rows like others; the conductor says which are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +32,12 @@ _CONTINUED = ("eos", "stop", "length", "context")
 
 
 def run(
-    lm: CausalLM, requests: Iterable[Request | None], *, batch_size: int = 8, live: bool = False
+    lm: CausalLM,
+    requests: Iterable[Request | None],
+    *,
+    batch_size: int = 8,
+    live: bool = False,
+    between: Callable[[], None] | None = None,
 ) -> Iterator[Event]:
     """Decode requests with continuous refill.
 
@@ -43,6 +48,7 @@ def run(
             should then block until it has something).
         batch_size: Most rows at once.
         live: Report each step as soon as it is done, rather than in blocks.
+        between: Called before each step, while no forward is under way.
 
     Yields:
         Events of all rows, interleaved. A row that cannot be run ends with `Done(reason="error: ...")`
@@ -53,15 +59,23 @@ def run(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
-    return _Loop(lm, iter(requests), batch_size, live).events()
+    return _Loop(lm, iter(requests), batch_size, live, between).events()
 
 
 class _Loop:
-    def __init__(self, lm: CausalLM, requests: Iterator[Request | None], batch_size: int, live: bool) -> None:
+    def __init__(
+        self,
+        lm: CausalLM,
+        requests: Iterator[Request | None],
+        batch_size: int,
+        live: bool,
+        between: Callable[[], None] | None,
+    ) -> None:
         self.lm = lm
         self.requests: Iterator[Request | None] | None = requests
         self.batch_size = batch_size
         self.block = 1 if live else BLOCK_STEPS
+        self.between = between
         self.recorder = Recorder(lm)
         self.rows = Rows(lm, batch_size)
         self.finished = False  # whether a row has ended since the last drain
@@ -75,6 +89,8 @@ class _Loop:
         since = 0
         while self.requests is not None or self.live or self.conductor.open:
             yield from self._emit(self._admit())
+            if self.between is not None:
+                self.between()
             if self.live:
                 self._step()
             since += 1
@@ -357,11 +373,11 @@ class _Loop:
         row = live.row
         if live.job is not None:
             live.job.branch.memory = row.memory
-            if reason in _CONTINUED:
+            if reason in _CONTINUED and live.job.spawn.held:
                 live.job.branch.prefix = self.rows.prefix(place)
         self.rows.drop(place)
         records = {
             name: torch.stack(getattr(live, name)) if row.steps else torch.empty(0, self.lm.hidden_size)
             for name in row.request.record
         }
-        self.recorder.close(row, reason, live.usage, records)
+        self.recorder.close(row, reason, live.usage, {"prompt_ids": row.prompt_ids, **records})

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from unspoken.decoding._base import Prompt, Row
+from unspoken.types import RawText
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -18,12 +19,12 @@ ThinkOpen = Literal["none", "assistant_prefix", "user_suffix"]
 def with_opener(lm: CausalLM, prompt: Prompt, think_open: ThinkOpen) -> list[int]:
     """The ids of a prompt, with `<think>` added where `think_open` says.
 
-    A template that already opens the block gets no second opener. Token ids are used as they are.
+    A template that already opens the block gets no second opener. Raw text and token ids are used as they are.
 
     Raises:
         ConfigError: If the prompt is empty.
     """
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and not isinstance(prompt, RawText):
         prompt = [{"role": "user", "content": prompt}]
     is_chat = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
     if is_chat and think_open == "user_suffix":

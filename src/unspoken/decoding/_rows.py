@@ -148,9 +148,8 @@ class Rows:
         self.logits, self.hidden = self._decoder.step(inputs, gaps(live.row.gap for live in self.live))
 
     def prefix(self, place: int) -> Prefix:
-        """What a row that ends with the present step leaves: its prompt and all steps but the last."""
-        row = self.live[place].row
-        return self._decoder.cache.prefix(place, len(row.prompt_ids) + row.steps - 1)
+        """What a row that ends now has read: not its last step, unless its strategy looked past that and took none."""
+        return self._decoder.cache.prefix(place, self._decoder.cache.lengths[place])
 
     def drop(self, place: int) -> None:
         """Remove a row; the last one takes its place."""

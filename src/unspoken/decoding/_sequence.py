@@ -7,6 +7,7 @@ loop decodes the branches of all such generators together, each as soon as there
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections import deque
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unspoken.decoding._base import Feed, Request, Row, State, Strategy
+from unspoken.decoding._base import Feed, Prompt, Request, Row, State, Strategy, derive_seed
+from unspoken.discovery import STRATEGIES
 from unspoken.errors import UnspokenError
 from unspoken.types import Done, Event, Note, Rewind, Step, Usage
 
@@ -51,6 +53,7 @@ class Spawn:
         generator: Used instead of one made from `seed`.
         memory: For the inner strategy: put into the row's memory.
         shown: Whether its steps are reported as they come, as those of the request's row.
+        held: Whether its keys and values are kept when it ends, so that it can be continued.
     """
 
     inner: Strategy
@@ -62,6 +65,7 @@ class Spawn:
     generator: torch.Generator | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     shown: bool = True
+    held: bool = True
 
 
 @dataclass(eq=False)
@@ -74,7 +78,7 @@ class Branch:
         usage: Work done for it.
         notes: The last value of each note.
         memory: What the inner strategy kept.
-        prefix: Keys and values of the prompt and all steps but the last.
+        prefix: Keys and values of all that was read: the prompt and the steps, as a rule without the last one.
     """
 
     steps: list[Step]
@@ -103,9 +107,14 @@ class Branch:
         return self.reason in ("eos", "stop")
 
     @property
+    def logprobs(self) -> list[float]:
+        """The model's own log-probabilities of the tokens it chose; forced text was not chosen."""
+        return [step.logprob for step in self.steps if step.kind == "token" and step.logprob is not None]
+
+    @property
     def logprob(self) -> float:
-        """The model's own log-probability of all its tokens."""
-        return sum(step.logprob for step in self.steps if step.logprob is not None)
+        """Their sum."""
+        return math.fsum(self.logprobs)
 
 
 Work = Generator[list[Spawn], list[Branch], Branch]
@@ -134,6 +143,64 @@ class SequenceStrategy(Strategy):
     def next_input(self, logits: torch.Tensor, hidden: torch.Tensor, state: State) -> list[Feed]:
         """Never asked: the rows of the batch belong to the inner strategies."""
         raise TypeError(f"{type(self).__name__} decides about sequences; its branches decide about steps.")
+
+
+def plain_sampling() -> Strategy:
+    """Ordinary sampling from the model's own law; found by name, since strategies do not import each other."""
+    made: Strategy = STRATEGIES.find("cot")(temperature=1.0)
+    return made
+
+
+@dataclass(frozen=True)
+class OneOfMany(SequenceStrategy):
+    """A choice among independent answers of another strategy."""
+
+    inner: Strategy = field(default_factory=plain_sampling)
+    """How each candidate is made, by name (default: cot with temperature 1). Its own options stand beside this one."""
+    n: int = 8
+    """Number of candidates."""
+
+    def problems(self) -> list[str]:
+        return [] if self.n >= 1 else [f"n must be at least 1, not {self.n}."]
+
+    def check(self, lm: CausalLM) -> list[str]:
+        return self.inner.check(lm)
+
+    def budget(self, request: Request) -> int:
+        return self.inner.budget(request)
+
+    def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
+        return self.inner.prompt_ids(lm, prompt)
+
+    @property
+    def width(self) -> int:
+        return self.n * self.inner.width
+
+    def candidates(self, row: Row) -> Generator[list[Spawn], list[Branch], list[Branch]]:
+        """Decode all candidates at once; the first is shown as it comes."""
+        return (
+            yield [
+                Spawn(
+                    self.inner,
+                    row.budget,
+                    derive_seed(row.request.seed, "candidate", i),
+                    shown=i == 0,
+                    held=False,
+                )
+                for i in range(self.n)
+            ]
+        )
+
+
+def described(branch: Branch) -> dict[str, Any]:
+    """A candidate, for a note."""
+    return {
+        "text": branch.answer_text,
+        "reason": branch.reason,
+        "length": len(branch.steps),
+        "tokens": branch.usage.tokens,
+        "logprob": branch.logprob,
+    }
 
 
 @dataclass(eq=False)
@@ -185,6 +252,7 @@ class Job:
             seed=spawn.seed,
             stop=outer.request.stop,
             trace=outer.request.trace,
+            answers=outer.request.answers,
         )
         generator = spawn.generator or torch.Generator().manual_seed(spawn.seed)
         row = Row(request, outer.prompt_ids, spawn.inner.budget(request), generator, memory=spawn.memory)
@@ -291,10 +359,12 @@ class Conductor:
             spawns = next(owner.work) if branches is None else owner.work.send(branches)
         except StopIteration as stop:
             answer: Branch = stop.value
-            yield from self._notes(owner)
             yield from self._show(owner, answer.steps)
             for name, value in answer.notes.items():
                 yield request, Note(request.id, name, value)
+            yield from self._notes(
+                owner
+            )  # last, for a strategy within one of its own kind has notes of the same name
             yield from self._close(owner, answer.reason)
             return
         except UnspokenError as error:
@@ -336,9 +406,12 @@ class Conductor:
         owner.closed = True
         owner.work.close()
         self.open.remove(owner)
-        self.jobs = deque(job for job in self.jobs if job.owner is not owner)
+        # In place: the loop may be taking jobs from this very queue.
+        kept = [job for job in self.jobs if job.owner is not owner]
+        self.jobs.clear()
+        self.jobs.extend(kept)
         self._closed(owner)
         row = owner.row
         seconds = time.perf_counter() - row.started
         usage = replace(owner.usage, prompt_tokens=len(row.prompt_ids), seconds=seconds)
-        yield row.request, Done(row.request.id, reason, usage)
+        yield row.request, Done(row.request.id, reason, usage, {"prompt_ids": row.prompt_ids})

@@ -12,7 +12,7 @@ from unspoken.decoding import _sampling
 from unspoken.decoding._base import Feed, State
 from unspoken.types import Kind
 
-TOP_SHOWN = 10
+TOP_SHOWN = 20
 """Candidates a token step reports with `trace="full"`."""
 
 

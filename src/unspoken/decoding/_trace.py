@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -101,12 +101,12 @@ class Recorder:
         for row in rows:
             self._notes(row)
 
-    def close(self, row: Row, reason: str, usage: Usage, records: Mapping[str, Tensor] | None = None) -> None:
+    def close(self, row: Row, reason: str, usage: Usage, records: Mapping[str, Any]) -> None:
         """The row is over."""
         self._streams.pop(row, None)
         self._notes(row)
         usage = replace(usage, seconds=time.perf_counter() - row.started)
-        self.done(row.request, Done(row.request.id, reason, usage, records or {}))
+        self.done(row.request, Done(row.request.id, reason, usage, records))
 
     def done(self, request: Request, event: Done) -> None:
         """Report the end of a request, also of one that never became a row."""

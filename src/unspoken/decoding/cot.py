@@ -24,6 +24,8 @@ class ChainOfThought(Strategy):
     until it is closed.
     """
 
+    formula: ClassVar[str] = "x ~ p(x)^(1/T)"
+
     # The budget is not this strategy's own, but the originals' name for it works beside it on a command line.
     aliases: ClassVar[dict[str, str]] = {"T_total": "max_new_tokens"}
 

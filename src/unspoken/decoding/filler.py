@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "<fill_{}>"
 """What the filler tokens of trained models are called."""
+_USUAL = (" .", ".", " ...", "…", "-", "<|pause|>", "<pause>")  # texts that others took for fillers
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Filler(Strategy):
     rest of the chain of thought if the model still writes one (phase `think`), `SEP2`, and the answer. With an
     untrained model it is the null control of latent thoughts: the same width without content.
     """
+
+    formula: ClassVar[str] = "question, n fillers, answer"
 
     n_fillers: int = 16
     """How many fillers; 0 reads none."""
@@ -80,7 +84,9 @@ class Filler(Strategy):
         if self.n_fillers and self.kind == "text":
             ids = lm.tokens.encode(self.token)
             if not ids or lm.tokens.tokenizer.unk_token_id in ids:
-                found.append(f"The model's tokenizer does not know the filler {self.token!r}.")
+                found.append(
+                    f"The model's tokenizer does not know the filler {self.token!r}. {_instead(lm.tokens)}"
+                )
         elif self.n_fillers:
             known = len(made_fillers(lm.tokens))
             wanted = self.n_fillers if self.kind == "distinct" else 1
@@ -153,6 +159,22 @@ class Filler(Strategy):
             row.memory["separators"] = left - 1
             if left == 1:
                 row.enter("answer")
+
+
+def _instead(tokens: Tokens) -> str:
+    """Which fillers a tokenizer has, with the flags that choose them."""
+    made = len(made_fillers(tokens))
+    found = [f"{NAME.format(0)} (--kind single)"] if made else []
+    if made > 1:
+        found.append(f"{NAME.format(0)} to {NAME.format(made - 1)} (--kind distinct, at most {made} fillers)")
+    tokenizer = tokens.tokenizer
+    added = [text for text in tokenizer.get_added_vocab() if text not in tokenizer.all_special_tokens]
+    texts = [text for text in (*_USUAL, *added) if text not in map(NAME.format, range(made))]
+    known = [text for text in texts if (ids := tokens.encode(text)) and tokenizer.unk_token_id not in ids]
+    found += [f"{text!r} (--token={shlex.quote(text)})" for text in known]
+    if not found:
+        found = ["any word of its vocabulary (--token=WORD)"]
+    return f"It knows {', '.join(found)}."
 
 
 def made_fillers(tokens: Tokens) -> list[int]:

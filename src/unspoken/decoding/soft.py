@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,21 @@ class SoftThinking(Strategy):
 
     The hard mixtures are controls: one token is fed, through the same two phases.
     """
+
+    formula: ClassVar[str] = "input = Σ wᵢ·E[i] over k tokens, then words"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "two-phase script": {"k": 5, "T_e": 200, "T_total": 600, "temperature": 0.6, "top_p2": 1.0},
+        "live lab": {
+            "k": 5,
+            "T_e": 50,
+            "T_total": 250,
+            "temperature": 0.8,
+            "temperature2": 0.6,
+            "top_p2": 1.0,
+        },
+        "straight to the answer": {"mixture": "answer_directly_non_uniform", "T_e": 50, "T_total": 250},
+        "arg-max control": {"mixture": "hard_argmax", "T_e": 50, "T_total": 250},
+    }
 
     aliases: ClassVar[dict[str, str]] = {"strategy": "mixture", "top_p": "top_p2"}
 

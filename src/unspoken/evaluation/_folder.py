@@ -2,8 +2,9 @@
 
 A run folder holds `run.json` (configuration, environment, state), `rows.jsonl` (one line an answer),
 `measures.jsonl` (what may differ between machines: times, means of floats), with `trace="full"` also
-`trace.jsonl`, and `errors.jsonl` while rows fail. A shard i of n has its own files with `.i-of-n` in their
-names, in the same folder. A folder only grows: more samples or another range may be added to it.
+`trace.jsonl`, `errors.jsonl` while rows fail, and `grades.NAME.jsonl` where it was graded again. A shard i of n
+has its own files with `.i-of-n` in their names, in the same folder. A folder only grows: more samples or another
+range may be added to it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +23,7 @@ from unspoken import config as configs
 from unspoken.errors import ConfigError, DataError, RunError
 from unspoken.evaluation import _lines
 from unspoken.evaluation.records import SCHEMA_VERSION, ResultRow, Run, Summary
-from unspoken.types import Generation
+from unspoken.types import Generation, Grade
 
 IDENTITY = ("task", "strategy", "model", "max_new_tokens", "seed")
 """The parts of a configuration that decide what a row is. The rest says how many, or how fast."""
@@ -108,7 +111,7 @@ class Folder(Store):
         self.path = path
         self.tag = f".{shard.replace('/', '-of-')}" if shard else ""
         self.fingerprint = configs.fingerprint(identity(config))
-        self._lock = _claim(path, self.tag)
+        self._lock = claim(path, self.tag)
         try:
             problems = _differences(path, config)
             if problems and force:
@@ -215,7 +218,7 @@ class Folder(Store):
             p.name.removeprefix(".lock") for p in self.path.glob(".lock*") if p.name != f".lock{self.tag}"
         ]
         for tag in others:
-            _claim(self.path, tag).close()
+            claim(self.path, tag).close()
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
@@ -224,12 +227,16 @@ class Folder(Store):
         except OSError as error:
             raise ConfigError(f"Cannot move {self.path} aside: {error.strerror}.") from error
         self._lock.close()
-        self._lock = _claim(self.path, self.tag)
+        self._lock = claim(self.path, self.tag)
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a configuration that decide what a row is."""
-    return {key: config.get(key) for key in IDENTITY}
+    """The parts of a configuration that decide what a row is: a model by its weights, whatever its folder is called."""
+    chosen = {key: config.get(key) for key in IDENTITY}
+    model = chosen["model"]
+    if isinstance(model, dict) and "weights_hash" in model:
+        chosen["model"] = {key: value for key, value in model.items() if key != "source"}
+    return chosen
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -258,7 +265,7 @@ def read_folder(path: Path) -> Run:
     records = {p.name[len("run") : -len(".json")]: _read_run(p) for p in sorted(path.glob("run*.json"))}
     if not records:
         raise ConfigError(f"{path} is not a run folder: it has no run.json.")
-    if len({record["fingerprint"] for record in records.values()}) > 1:
+    if len({configs.fingerprint(identity(record["config"])) for record in records.values()}) > 1:
         raise ConfigError(f"The shards in {path} have different configurations.")
     first = next(iter(records.values()))
     rows = sorted(_read_rows(path), key=lambda r: (r.index, r.sample))
@@ -311,14 +318,37 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 def _read_rows(path: Path) -> list[ResultRow]:
     measures = {m["id"]: m for p in sorted(path.glob("measures*.jsonl")) for m in _lines.read(p)}
+    later = {name: read_grades(path, name) for name in graded_later(path)}
     found: dict[str, ResultRow] = {}
     for file in sorted(path.glob("rows*.jsonl")):
         for line in _lines.read(file):
             try:
-                found[line["id"]] = ResultRow.from_dict(line, measures.get(line["id"]))
+                row = ResultRow.from_dict(line, measures.get(line["id"]))
+                beside = {name: lines[row.id] for name, lines in later.items() if row.id in lines}
+                found[row.id] = replace(row, grades={**row.grades, **beside}) if beside else row
             except (KeyError, TypeError) as error:
                 raise DataError(f"{file} holds a line that is no row of this version: {error}.") from error
     return list(found.values())
+
+
+def grades_file(path: Path, name: str) -> Path:
+    """Where a later grader's opinions lie beside the rows."""
+    return path / f"grades.{name.replace(' ', '-')}.jsonl"
+
+
+def graded_later(path: Path) -> list[str]:
+    """The names of the graders whose opinions lie beside the rows."""
+    return [p.name.split(".")[1].replace("-", " ") for p in sorted(path.glob("grades.*.jsonl"))]
+
+
+def read_grades(path: Path, name: str, of: Mapping[str, str] | None = None) -> dict[str, Grade]:
+    """A later grader's opinions by row; with `of` only those of rows that have this fingerprint."""
+    lines = _lines.read(grades_file(path, name))
+    return {
+        line["id"]: Grade(line["status"], line["answer"], line["rule"])
+        for line in lines
+        if of is None or of.get(line["id"]) == line["of"]
+    }
 
 
 def _session_seconds(path: Path) -> dict[tuple[str, int], float]:
@@ -347,7 +377,7 @@ def _differences(path: Path, config: dict[str, Any]) -> list[str]:
     return list(problems)
 
 
-def _claim(path: Path, tag: str) -> BinaryIO:
+def claim(path: Path, tag: str) -> BinaryIO:
     """Make the folder and lock it; the system drops the lock when the process ends, however it ends."""
     try:
         path.mkdir(parents=True, exist_ok=True)

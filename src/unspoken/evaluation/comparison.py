@@ -21,15 +21,18 @@ from unspoken.evaluation._text import (
     ratio,
     table,
 )
+from unspoken.evaluation.grading import DISAGREEMENTS, GRADERS, disagreement_rows, grader_rows
 from unspoken.evaluation.records import ResultRow, Run
 from unspoken.evaluation.runner import load_runs
 
+UNEQUAL = 1.5
+"""Work that differs by more than this factor is said to be unequal."""
 TABLE = (
     "run", "examples", "accuracy [95 %]", "unparsed", "truncated", "tokens", "latent\nsteps", "forward\npasses",
     "seconds",
 )  # fmt: skip
 PAIRED = (
-    "against {}", "difference [95 %]", "McNemar\np", "forward\npasses", "seconds", "verdict",
+    "against {}", "difference [95 %]", "McNemar\np", "tokens", "forward\npasses", "seconds", "verdict",
 )  # fmt: skip
 
 
@@ -51,6 +54,7 @@ class Entry:
         seconds: Wall time at the run's batch size, where it is known.
         difference: Paired, against the first run; None for the first.
         forward_ratio: Forward passes over those of the first.
+        token_ratio: Decoded tokens and latent steps over those of the first.
         seconds_ratio: Seconds over those of the first, where both are known.
     """
 
@@ -67,6 +71,7 @@ class Entry:
     seconds: float | None
     difference: stats.Difference | None = None
     forward_ratio: float | None = None
+    token_ratio: float | None = None
     seconds_ratio: float | None = None
 
     @property
@@ -112,6 +117,22 @@ class Comparison:
             for e in self.entries
         ]  # fmt: skip
 
+    def graders(self) -> list[list[str]]:
+        """The cells of the table of graders (headers: `grading.GRADERS`), where several have graded."""
+        return [
+            row
+            for run, entry in zip(self.runs, self.entries, strict=True)
+            for row in grader_rows(run, entry.name)
+        ]
+
+    def disagreements(self) -> list[list[str]]:
+        """The first disagreements of each run's graders (headers: `run`, `grading.DISAGREEMENTS`)."""
+        return [
+            [entry.name, *row]
+            for run, entry in zip(self.runs, self.entries, strict=True)
+            for row in disagreement_rows(run)
+        ]
+
     @property
     def paired_headers(self) -> tuple[str, ...]:
         """The headers of the table of differences."""
@@ -122,7 +143,7 @@ class Comparison:
         return [
             [
                 e.name, f"{points(d.mean)} {percent_interval(d.interval, signed=True)}", p_value(d.p),
-                ratio(e.forward_ratio), ratio(e.seconds_ratio), e.verdict,
+                ratio(e.token_ratio), ratio(e.forward_ratio), ratio(e.seconds_ratio), e.verdict,
             ]
             for e in self.entries
             if (d := e.difference) is not None
@@ -143,6 +164,10 @@ class Comparison:
                 *(f"- {s}" for s in self.sentences),
                 "",
             ]
+        if self.graders():
+            lines += [*markdown_table(GRADERS, self.graders()), ""]
+        if self.disagreements():
+            lines += [*markdown_table(("run", *DISAGREEMENTS), self.disagreements()), ""]
         lines += [f"> **Note.** {markdown(warning)}\n" for warning in self.warnings]
         return "\n".join(lines)
 
@@ -150,6 +175,10 @@ class Comparison:
         lines = table(TABLE, self.rows())
         if len(self.entries) > 1:
             lines += ["", *table(self.paired_headers, self.paired_rows())]
+        if self.graders():
+            lines += ["", *table(GRADERS, self.graders())]
+        if self.disagreements():
+            lines += ["", *table(("run", *DISAGREEMENTS), self.disagreements())]
         lines += ["", *(f"Note: {warning}" for warning in self.warnings)] if self.warnings else []
         return "\n".join(lines)
 
@@ -171,6 +200,12 @@ def compare(*runs: Run | str | Path) -> Comparison:
     empty = [run.name for run in found if not run.rows]
     if empty:
         raise ConfigError(f"No rows to compare in: {', '.join(empty)}.")
+    ungraded = [run.name for run in found if not run.summary.graded]
+    if ungraded:
+        raise ConfigError(
+            f"These runs are not graded, so that there is no accuracy to compare: {', '.join(ungraded)}.",
+            "Read them with: unspoken show FOLDER --text",
+        )
     names = _names(found)
     found, warnings = _align(found, names)
     warnings += _setting_warnings(found, names)
@@ -178,6 +213,8 @@ def compare(*runs: Run | str | Path) -> Comparison:
     entries = [first] + [
         _against(found[0], first, run, name) for run, name in zip(found[1:], names[1:], strict=True)
     ]
+    for run, entry in zip(found[1:], entries[1:], strict=True):
+        warnings += _token_warning(found[0], first, run, entry)
     if len(entries) > 2:
         warnings.append(
             f"{len(entries) - 1} differences are tested; intervals and p values are not adjusted for that."
@@ -222,8 +259,36 @@ def _against(base: Run, first: Entry, run: Run, name: str) -> Entry:
         entry,
         difference=difference,
         forward_ratio=entry.forward_passes / first.forward_passes if first.forward_passes else None,
+        token_ratio=_decoded(entry) / _decoded(first) if _decoded(first) else None,
         seconds_ratio=entry.seconds / first.seconds if known and entry.seconds and first.seconds else None,
     )
+
+
+def _decoded(entry: Entry) -> float:
+    """Tokens and latent steps of one answer, those that were not kept included."""
+    return entry.tokens + entry.latent_steps
+
+
+def _token_warning(base: Run, first: Entry, run: Run, entry: Entry) -> list[str]:
+    """That two runs did not have equal work, and how many candidates would make it equal."""
+    ratio_ = entry.token_ratio
+    if ratio_ is None or 1 / UNEQUAL <= ratio_ <= UNEQUAL:
+        return []
+    warning = f"{entry.name} decoded {ratio_:.2g} times the tokens of {first.name}: "
+    warning += "they are not compared at equal tokens."
+    for one, other, factor in ((run, first.name, 1 / ratio_), (base, entry.name, ratio_)):
+        strategy = one.config.get("strategy", {})
+        for field in ("n", "particles", "width"):
+            if (
+                isinstance(count := strategy.get(field), int)
+                and ratio_ > 0
+                and (same := max(1, round(count * factor))) != count
+            ):
+                name = entry.name if one is run else first.name
+                warning += (
+                    f" {name} with {field} = {same} instead of {count} would take about those of {other}."
+                )
+    return [warning]
 
 
 def _share(group: list[ResultRow]) -> float:
@@ -297,6 +362,7 @@ _MUST_AGREE = {
     "model.source": "model",
     "model.dtype": "dtype",
     "model.attn": "attention implementation",
+    "model.depth.name": "depth",
 }
 
 

@@ -99,6 +99,8 @@ def export_originals(run: Run, root: str | Path) -> Path:
     traces = {generation.row: generation for generation in run.traces()}
     results = [_result(row, traces.get(row.id), strategy["T_e"], total) for row in run.rows]
     counts = [result["token_count"] for result in results]
+    if not run.summary.graded:
+        raise ConfigError(f"The answers of {run.name!r} are not graded; the originals' files hold grades.")
     correct = sum(row.correct for row in run.rows)
     phases = ("phase1_tokens", "phase2_tokens", "transition_tokens", "phase1_rounds_completed")
     described = spread(counts)

@@ -15,7 +15,7 @@ from unspoken.evaluation import stats
 from unspoken.types import Example, Generation, Grade, Status, Usage
 
 SCHEMA_VERSION = 1
-STATUSES: tuple[Status, ...] = ("correct", "wrong", "unparsed", "truncated")
+STATUSES: tuple[Status, ...] = ("correct", "wrong", "unparsed", "truncated", "ungraded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ResultRow:
         seed: Of the row's own generator.
         question: The problem.
         gold: The right answer.
-        status: `correct`, `wrong`, `unparsed` or `truncated`.
+        status: `correct`, `wrong`, `unparsed`, `truncated`, or `ungraded` where the task cannot tell.
         answer: The answer that was read, if any.
         rule: Which rule read it.
         reason: Why the generation ended, as in `Done`.
@@ -43,6 +43,7 @@ class ResultRow:
         phases: Number of steps in each phase.
         notes: What the strategy noted.
         measures: Means over the row's steps: `entropy` (nats), `norm_ratio` (latent steps).
+        grades: What other graders say of the same text, by name.
     """
 
     id: str
@@ -62,6 +63,7 @@ class ResultRow:
     phases: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
+    grades: Mapping[str, Grade] = field(default_factory=dict)
 
     @property
     def correct(self) -> bool:
@@ -107,12 +109,15 @@ class ResultRow:
             phases=phases,
             notes=dict(generation.notes),
             measures={name: sum(v) / len(v) for name, v in means.items() if v},
+            grades=dict(grade.others),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The line of `rows.jsonl`."""
         values = asdict(self)
-        del values["measures"], values["usage"]["seconds"]
+        del values["measures"], values["usage"]["seconds"], values["grades"]
+        if self.grades:
+            values["grades"] = {name: grade_to_dict(grade) for name, grade in self.grades.items()}
         return values
 
     @classmethod
@@ -122,7 +127,13 @@ class ResultRow:
         usage = Usage(**values["usage"], seconds=extra.pop("seconds", 0.0))
         for name in ("id", "session", "clock"):
             extra.pop(name, None)
-        return cls(**{**values, "usage": usage, "measures": extra})
+        grades = {name: Grade(**grade) for name, grade in values.get("grades", {}).items()}
+        return cls(**{**values, "usage": usage, "measures": extra, "grades": grades})
+
+
+def grade_to_dict(grade: Grade) -> dict[str, Any]:
+    """One grader's opinion as a JSON-ready dict."""
+    return {"status": grade.status, "answer": grade.answer, "rule": grade.rule}
 
 
 @dataclass(slots=True)
@@ -135,7 +146,7 @@ class Summary:
         errors: Rows that failed; they are no part of any rate and are tried again on resume.
         statuses: Rows of each status.
         usage: Sum over rows.
-        outcomes: For each example, whether each of its samples is correct.
+        outcomes: For each example, whether each of its graded samples is correct.
     """
 
     planned: int = 0
@@ -149,12 +160,18 @@ class Summary:
         """Count one more row."""
         self.statuses[row.status] += 1
         self.usage = self.usage + row.usage
-        self.outcomes.setdefault(row.example, []).append(row.correct)
+        if row.status != "ungraded":
+            self.outcomes.setdefault(row.example, []).append(row.correct)
 
     @property
     def n(self) -> int:
-        """Graded rows."""
+        """Finished rows."""
         return sum(self.statuses.values())
+
+    @property
+    def graded(self) -> int:
+        """Rows with a grade: all of them, or none where the task has nothing to grade by."""
+        return self.n - self.statuses["ungraded"]
 
     @property
     def correct(self) -> int:
@@ -170,9 +187,9 @@ class Summary:
     def accuracy(self) -> float:
         """Share of the graded rows that are correct, `unparsed` and `truncated` ones included in the rest.
 
-        NaN without rows.
+        NaN without any.
         """
-        return self.correct / self.n if self.n else float("nan")
+        return self.correct / self.graded if self.graded else float("nan")
 
     @property
     def interval(self) -> stats.Interval:
@@ -180,7 +197,7 @@ class Summary:
         return stats.accuracy_interval(list(self.outcomes.values()))
 
     def share(self, status: Status) -> float:
-        """Share of the graded rows with this status; 0 without rows."""
+        """Share of the rows with this status; 0 without rows."""
         return self.statuses[status] / self.n if self.n else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,7 +209,7 @@ class Summary:
             "planned": self.planned,
             "n": self.n,
             "examples": len(self.outcomes),
-            "accuracy": self.accuracy if self.n else None,
+            "accuracy": self.accuracy if self.graded else None,
             "interval": [interval.low, interval.high],
             "interval_method": interval.method,
             **{str(status): count for status, count in self.statuses.items()},
@@ -204,6 +221,9 @@ class Summary:
     def __str__(self) -> str:
         if not self.n:
             return "no answers yet"
+        if not self.graded:
+            failed = f", {self.errors} failed" if self.errors else ""
+            return f"{self.n} answers, not graded{failed}"
         low, high = 100 * self.interval.low, 100 * self.interval.high
         parts = [
             f"accuracy {100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}]",

@@ -13,6 +13,7 @@ from unspoken.errors import ConfigError, MissingExtraError
 from unspoken.evaluation._folder import flatten
 from unspoken.evaluation._text import markdown, markdown_table, number
 from unspoken.evaluation.comparison import TABLE, Comparison, compare
+from unspoken.evaluation.grading import DISAGREEMENTS, GRADERS
 from unspoken.evaluation.records import ResultRow, Run
 
 SHOWN_ITEMS = 12
@@ -158,6 +159,10 @@ def _page(comparison: Comparison, figures: dict[str, dict[str, bytes]], missing:
             "<h2>Paired differences, in percentage points</h2>",
             _table(comparison.paired_headers, comparison.paired_rows()),
         ]
+    if comparison.graders():
+        body += ["<h2>Graders</h2>", _table(GRADERS, comparison.graders())]
+    if comparison.disagreements():
+        body += [_table(("run", *DISAGREEMENTS), comparison.disagreements())]
     body += [_list(comparison.warnings, "notes")]
     body += [f'<p class="notes">{html.escape(missing)}</p>'] if missing else []
     body += [_figure(TITLES[name], files) for name, files in figures.items()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unspoken import config as configs
 from unspoken.discovery import STRATEGIES, TASKS
 from unspoken.errors import ConfigError, DataError, RunError
-from unspoken.evaluation import originals
+from unspoken.evaluation import originals, truncation_tables
 from unspoken.evaluation._environment import environment, portable
 from unspoken.evaluation._folder import Folder, Store, is_run_folder, read_folder
 from unspoken.evaluation.records import ResultRow, Run, Summary
@@ -86,7 +86,7 @@ def evaluate(
         ConfigError: If an argument is impossible, or the folder cannot be used. Nothing was generated then.
         RunError: If every row failed, or a result could not be written; finished rows are kept.
     """
-    from unspoken.decoding import Request
+    from unspoken.decoding import Answers, Request
 
     task = TASKS.find(task)() if isinstance(task, str) else task
     strategy = STRATEGIES.find(strategy)() if isinstance(strategy, str) else strategy
@@ -100,9 +100,12 @@ def evaluate(
     if problems:
         raise ConfigError(problems)
     examples = task.examples()
-    items, skipped = _plan(examples, samples, limit, start, shard, seed)
+    items, skipped = _plan(examples, samples, limit, start, shard, seed, task.gradable)
     extent = {"samples": samples, "limit": limit, "start": start, "shard": shard}
     settings = {"batch_size": batch_size, "trace": trace, "device": str(lm.device)}
+    depth = lm.info().get("depth")
+    if depth and not depth["n_dropped"]:
+        settings["depth"] = depth["name"]
     identity = _identity(lm, task, examples, strategy, max_new_tokens, seed)
     config = {**identity, **extent, **settings}
     machine = environment(lm.device)
@@ -112,8 +115,18 @@ def evaluate(
         store = Folder(Path(output).expanduser(), config, machine, shard=shard, force=force)
 
     def request(item: _Item) -> Request:
-        prompt = task.prompt(item.example)
-        return Request(prompt, strategy, item.id, max_new_tokens=max_new_tokens, seed=item.seed, trace=trace)
+        def read(text: str, truncated: bool) -> str | None:
+            return task.read(item.example, text, truncated=truncated)
+
+        return Request(
+            task.prompt(item.example),
+            strategy,
+            item.id,
+            max_new_tokens=max_new_tokens,
+            seed=item.seed,
+            trace=trace,
+            answers=Answers(read, task.equivalent),
+        )
 
     session = _Session(lm, task, store, items, skipped, trace == "full", on_event, on_row)
     try:
@@ -204,7 +217,7 @@ class _Session:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run: a run folder, or a file or folder of the originals' `generation_comparison` tree.
+    """Read a run: a run folder, or a file or folder of the originals' `generation_comparison` or truncation trees.
 
     Raises:
         ConfigError: If there is no run, or more than one.
@@ -218,13 +231,15 @@ def load_run(path: str | Path) -> Run:
 
 
 def load_runs(path: str | Path) -> list[Run]:
-    """Read all runs at a path: one for a run folder, one for each file of an originals' tree.
+    """Read all runs at a path: one for a run folder, one for each file (or batches of one name) of an originals' tree.
 
     Raises:
         ConfigError: If there is none.
         DataError: If a file is damaged; names the line.
     """
     path = Path(path).expanduser()
+    if not is_run_folder(path) and (tables := truncation_tables.read_tree(path)):
+        return tables
     if not path.exists():
         raise ConfigError(f"No run at {str(path)!r}.", "Run: unspoken eval TASK STRATEGY -m MODEL -o FOLDER")
     if is_run_folder(path):
@@ -278,9 +293,15 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _plan(
-    examples: list[Example], samples: int, limit: int | None, start: int, shard: str | None, seed: int
+    examples: list[Example],
+    samples: int,
+    limit: int | None,
+    start: int,
+    shard: str | None,
+    seed: int,
+    gradable: bool,
 ) -> tuple[list[_Item], tuple[str, ...]]:
-    """The rows asked for, in order, and the ids of the examples without a gold answer."""
+    """The rows asked for, in order, and the ids of the examples whose gold answer is missing."""
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
@@ -292,11 +313,11 @@ def _plan(
     if shard is not None:
         i, n = _shard(shard)
         chosen = chosen[i::n]
-    skipped = tuple(e.id for _, e in chosen if e.answer is None)
+    skipped = tuple(e.id for _, e in chosen if gradable and e.answer is None)
     items = [
         _Item(f"{e.id}#{sample}", e, index, sample, row_seed(seed, e.id, sample))
         for index, e in chosen
-        if e.answer is not None
+        if e.answer is not None or not gradable
         for sample in range(samples)
     ]
     if not items and not shard:
@@ -313,6 +334,8 @@ def _identity(
     """
     content = [[e.id, e.question, e.answer] for e in examples]
     model = {key: value for key, value in lm.info().items() if key != "device"}
+    if not model.get("depth", {}).get("n_dropped"):
+        model.pop("depth", None)  # a view that drops nothing is the full model, whatever it was asked for as
     identity: dict[str, Any] = portable(
         {
             "task": {

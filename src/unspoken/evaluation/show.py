@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unspoken.errors import ConfigError
+from unspoken.evaluation import _collapse
 from unspoken.evaluation._text import percent, percent_interval, table
+from unspoken.evaluation.grading import grader_lines
 from unspoken.evaluation.records import STATUSES, ResultRow, Run
 from unspoken.evaluation.stats import Spread
 
@@ -20,7 +22,7 @@ def iter_items(
         run: A run, or where one lies.
         wrong_only: Only rows that are not correct.
         reason: Only rows that ended for this reason, such as `length`.
-        status: Only `correct`, `wrong`, `unparsed` or `truncated` rows.
+        status: Only rows with this status, such as `wrong`.
 
     Raises:
         ConfigError: If there is no run, no such status, or no row ended for this reason.
@@ -46,11 +48,16 @@ def summary_lines(run: Run) -> list[str]:
     """A run in words: what it is, how accurate, and what it cost."""
     model = run.config.get("model", {})
     task = run.config.get("task", {})
-    where = " · ".join(str(v) for v in (task.get("name"), model.get("source"), model.get("dtype")) if v)
+    depth = model.get("depth", {}).get("name")
+    named = (task.get("name"), model.get("source"), depth, model.get("dtype"))
+    where = " · ".join(str(v) for v in named if v)
     lines = [f"{run.name}: {run.label}" if run.name != run.label else run.name]
     if where:
         lines[0] += f" on {where}"
     lines += _accuracy_lines(run)
+    graders = grader_lines(run)
+    if graders:
+        lines += ["", *graders]
     if run.rows:
         lines += ["", *budget_lines(run)]
     return lines
@@ -59,7 +66,9 @@ def summary_lines(run: Run) -> list[str]:
 def _accuracy_lines(run: Run) -> list[str]:
     summary = run.summary
     lines = []
-    if summary.n:
+    if summary.n and not summary.graded:
+        lines.append(f"accuracy   not graded: the task only generates ({summary.n} answers)")
+    elif summary.n:
         interval = summary.interval
         lines.append(
             f"accuracy   {percent(summary.accuracy)} {percent_interval(interval)}"
@@ -81,6 +90,13 @@ def _accuracy_lines(run: Run) -> list[str]:
         lines.append(f"skipped    {len(run.skipped)} examples without a readable gold answer")
     if run.errors:
         lines.append(f"failed     {len(run.errors)} rows; the first: {run.errors[0]['reason']}")
+    given_up = _collapse.marks(run.path) if run.path is not None and run.path.is_dir() else []
+    if given_up:
+        which = f"shard {', '.join(given_up)}" if given_up[0] else "the run"
+        lines.append(
+            f"collapsed  {which} was given up after {summary.n} rows: no answer could be read, and every text was cut "
+            "off or ran in a loop"
+        )
     if run.state != "complete":
         words = "running, or killed" if run.state == "running" else run.state
         lines.append(

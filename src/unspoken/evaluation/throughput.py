@@ -386,10 +386,15 @@ def filler_sweep(
 
     lm = _loaded(lm)
     base = strategy or lm.strategy
-    if not isinstance(base, Filler) or (base.n_fillers == 0 and counts is None):
+    if not isinstance(base, Filler):
         raise ConfigError(
             f"{lm.source} is not decoded with fillers.",
-            "Give strategy=un.Filler(n_fillers=16), or numbers of fillers.",
+            "Give strategy=un.Filler(n_fillers=16), or leave it out.",
+        )
+    if base.n_fillers == 0 and counts is None:
+        raise ConfigError(
+            f"{lm.source} was trained with no fillers, so that there are no numbers to go by.",
+            "Give them: counts=(0, 4, 8, 16), or --sweep-fillers 0 4 8 16",
         )
     if counts is None:
         counts = (0, base.n_fillers // 4, base.n_fillers // 2, base.n_fillers, 2 * base.n_fillers)

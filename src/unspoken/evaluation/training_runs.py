@@ -16,10 +16,11 @@ from unspoken.errors import DataError
 from unspoken.evaluation._lines import read
 from unspoken.evaluation.stats import wilson
 
-EXACT = (
-    "exact_match",
-    "teacher_forced_exact",
-)  # decoded or certain, else from one forward over the right answer
+EXACT = {
+    "exact_match": "decoded, or what decoding would give",
+    "teacher_forced_exact": "from one forward over the right answer: a lower bound of what decoding gives",
+}
+"""Measures of accuracy, the better one first, with what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Point:
         high: Upper end.
         seeds: How many runs are in it.
         n: Rows of one run.
+        measure: What the accuracy is: a name of `EXACT`.
     """
 
     x: float
@@ -41,6 +43,7 @@ class Point:
     high: float
     seeds: int
     n: int
+    measure: str = "exact_match"
 
     def __str__(self) -> str:
         if self.seeds > 1:
@@ -56,12 +59,12 @@ class TrainedRun:
     Attributes:
         folder: Where it is.
         group: The same for runs that differ only in their seed.
-        points: By mean number of removed tokens: accuracy and rows of the last evaluation there.
+        points: By mean number of removed tokens: accuracy and rows of the last evaluation there, and the measure.
     """
 
     folder: Path
     group: str
-    points: dict[float, tuple[float, int]]
+    points: dict[float, tuple[float, int, str]]
 
 
 def load_training_run(folder: str | Path) -> TrainedRun:
@@ -80,11 +83,12 @@ def load_training_run(folder: str | Path) -> TrainedRun:
         ) from error
     configuration = described["configuration"]
     options = {key: value for key, value in configuration["options"].items() if key != "seed"}
-    points: dict[float, tuple[float, int]] = {}
+    points: dict[float, tuple[float, int, str]] = {}
     for row in read(folder / "metrics.jsonl"):
-        accuracy = next((row[name] for name in EXACT if row.get(name) is not None), None)
-        if row.get("event") == "eval" and row.get("split") == "valid" and accuracy is not None:
-            points[float(row.get("removed", 0.0))] = (float(accuracy), int(row.get("rows", 0)))
+        measure = next((name for name in EXACT if row.get(name) is not None), None)
+        if row.get("event") == "eval" and row.get("split") == "valid" and measure is not None:
+            found = (float(row[measure]), int(row.get("rows", 0)), measure)
+            points[float(row.get("removed", 0.0))] = found
     if not points:
         raise DataError(
             f"{folder} has no evaluation on validation rows yet.",
@@ -100,9 +104,13 @@ def removal_curves(runs: Sequence[TrainedRun]) -> dict[str, list[Point]]:
         groups.setdefault(run.group, []).append(run)
     curves: dict[str, list[Point]] = {}
     for members in groups.values():
-        xs = sorted({x for run in members for x in run.points})
-        found = [(x, [run.points[x] for run in members if x in run.points]) for x in xs]
-        curves[_name([run.folder for run in members], curves)] = [aggregate(x, values) for x, values in found]
+        # A mean over seeds is of one measure: where theirs differ at an x, it has a point for each.
+        found: dict[tuple[float, str], list[tuple[float, int]]] = {}
+        for run in members:
+            for x, (accuracy, rows, measure) in run.points.items():
+                found.setdefault((x, measure), []).append((accuracy, rows))
+        name = _name([run.folder for run in members], curves)
+        curves[name] = [aggregate(x, found[x, measure], measure) for x, measure in sorted(found)]
     return curves
 
 
@@ -135,15 +143,15 @@ def speed_tables(files: Sequence[str | Path]) -> tuple[dict[str, list[Point]], d
     return fillers, speed
 
 
-def aggregate(x: float, values: Sequence[tuple[float, int]]) -> Point:
+def aggregate(x: float, values: Sequence[tuple[float, int]], measure: str = "exact_match") -> Point:
     """One point from the accuracy and the number of rows of each seed."""
     accuracies = [accuracy for accuracy, _ in values]
     centre, n = mean(accuracies), min(rows for _, rows in values)
     if len(values) > 1:
         sd = stdev(accuracies)
-        return Point(x, centre, centre - sd, centre + sd, len(values), n)
+        return Point(x, centre, centre - sd, centre + sd, len(values), n, measure)
     interval = wilson(round(centre * n), n)
-    return Point(x, centre, interval.low, interval.high, 1, n)
+    return Point(x, centre, interval.low, interval.high, 1, n, measure)
 
 
 def _name(folders: Sequence[Path], taken: dict[str, Any]) -> str:

@@ -17,7 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unspoken.errors import ConfigError, ModelError, RunError
 from unspoken.lm import checkpoint, sources
 from unspoken.lm.anatomy import find_anatomy, text_config
+from unspoken.lm.depth import Depth, Kept
 from unspoken.lm.tokens import Tokens
+from unspoken.lm.view import shared_view
 from unspoken.types import Event, Generation, Message, Trace, fold
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ class CausalLM:
         source: Name of the source.
         strategy: The model's own strategy, or None.
         provenance: Where the model comes from, as its checkpoint says; empty if it does not.
+        depth: The blocks that a view made by `truncated` keeps; None for a model that is no view.
 
     Raises:
         ConfigError: If the model is of a kind that cannot be used.
@@ -140,9 +143,11 @@ class CausalLM:
         self.source = source or model.config.name_or_path or type(model).__name__
         self.strategy = strategy
         self.provenance: dict[str, Any] = {}
+        self.depth: Kept | None = None
 
     def __repr__(self) -> str:
-        return f"CausalLM({self.source!r}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+        depth = f", {self.depth.name}" if self.depth else ""
+        return f"CausalLM({self.source!r}, {str(self.dtype).removeprefix('torch.')}, {self.device}{depth})"
 
     # What it is
 
@@ -200,6 +205,7 @@ class CausalLM:
     def info(self) -> dict[str, Any]:
         """What a result depends on, JSON-ready: recorded with every run."""
         config = self.model.config
+        depth = {"depth": self.depth.to_dict()} if self.depth else {}
         return {
             "source": self.source,
             "class": type(self.model).__name__,
@@ -211,6 +217,7 @@ class CausalLM:
             "weights_hash": self.weights_hash,
             "vocab_size": self.vocab_size,
             "max_positions": self.max_positions,
+            **depth,
         }
 
     # What it reads and says
@@ -240,6 +247,54 @@ class CausalLM:
         """Final hidden states [..., D], after the last norm, to logits [..., V], scaled and capped as by the model."""
         return self.anatomy.logits_transform(self.anatomy.head(hidden))
 
+    # How deep it looks
+
+    def truncated(
+        self,
+        depth: Depth | str | None = None,
+        *,
+        keep_first: int | None = None,
+        keep_last: bool | None = None,
+        drop: Sequence[int] | None = None,
+        drop_window: tuple[int, int] | None = None,
+        layer_idx: int | None = None,
+    ) -> CausalLM:
+        """A view of the model without some of its blocks: the others, then the final norm and the head.
+
+        The view shares the weights: it takes no memory of its own, and training or moving it trains or moves this
+        model. It is otherwise independent, and this model is unchanged; both may generate by turns. Of a view, blocks
+        are counted as they are in it. A view that drops nothing is called the full model in `info()`.
+
+        Args:
+            depth: A `Depth`, or words (`24`, `24+last`, `drop:3,5`, `window:10:4`), instead of what follows.
+            keep_first: Number of first blocks that are kept.
+            keep_last: Whether the last block is kept as well; goes with `keep_first` (default: no) and `layer_idx`
+                (default: yes).
+            drop: Blocks that are dropped, counted from 0.
+            drop_window: First block that is dropped, and how many are.
+            layer_idx: Last of the first blocks that are kept; beyond the last block, the full model.
+
+        Raises:
+            ConfigError: If the arguments contradict each other or name blocks that are not there.
+            ModelError: If the model cannot be the same without these blocks (shared keys and values, say).
+        """
+        asked = Depth.read(
+            depth,
+            keep_first=keep_first,
+            keep_last=keep_last,
+            drop=drop,
+            drop_window=drop_window,
+            layer_idx=layer_idx,
+        )
+        kept = asked.resolve(len(self.anatomy.blocks))
+        model = shared_view(self.model, self.anatomy.names["blocks"], kept)
+        view = CausalLM(model, self.tokenizer, source=self.source, strategy=self.strategy)
+        view.depth = self.depth.of_view(kept) if self.depth else kept
+        view.provenance = dict(self.provenance)
+        if view.depth.n_dropped:
+            view.provenance["depth"] = view.depth.to_dict()
+        return view
+
     # Running it
 
     def generate(
@@ -252,6 +307,7 @@ class CausalLM:
         batch_size: int = 8,
         trace: Trace = "summary",
         stop: Sequence[str] = (),
+        record: Sequence[str] = (),
     ) -> Generation | list[Generation]:
         """Answer one prompt or many.
 
@@ -264,6 +320,8 @@ class CausalLM:
             batch_size: Rows decoded together; changes the speed, not the results.
             trace: `none`, `summary` or `full`: how much each step records.
             stop: Strings that end a row.
+            record: Tensors to attach to each `Generation` as `records`, one entry a step: `inputs` [T, D], the
+                vectors read; `hidden` [T, D], the final hidden states from which the steps were decided.
 
         Returns:
             A `Generation` for one prompt, a list in the same order for many.
@@ -273,7 +331,9 @@ class CausalLM:
             RunError: If a row failed.
         """
         rows, many = as_prompts(prompts)
-        events = self._stream(rows, strategy, max_new_tokens, seed, batch_size, trace, stop, live=False)
+        events = self._stream(
+            rows, strategy, max_new_tokens, seed, batch_size, trace, stop, record, live=False
+        )
         done = fold(events)
         failed = {row: g.reason for row, g in done.items() if g.reason.startswith("error")}
         if failed:
@@ -293,10 +353,11 @@ class CausalLM:
         batch_size: int = 8,
         trace: Trace = "summary",
         stop: Sequence[str] = (),
+        record: Sequence[str] = (),
     ) -> Iterator[Event]:
         """The events of `generate` as they happen; the arguments are the same. Rows are numbered from 0."""
         rows, _many = as_prompts(prompts)
-        return self._stream(rows, strategy, max_new_tokens, seed, batch_size, trace, stop, live=True)
+        return self._stream(rows, strategy, max_new_tokens, seed, batch_size, trace, stop, record, live=True)
 
     def _stream(
         self,
@@ -307,6 +368,7 @@ class CausalLM:
         batch_size: int,
         trace: Trace,
         stop: Sequence[str],
+        record: Sequence[str],
         live: bool,
     ) -> Iterator[Event]:
         strategy = strategy or self.strategy
@@ -323,6 +385,7 @@ class CausalLM:
             batch_size=batch_size,
             trace=trace,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            record=(record,) if isinstance(record, str) else tuple(record),
             live=live,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import huggingface_hub.errors as hub
 import torch
 from safetensors import SafetensorError
@@ -36,6 +36,9 @@ from unspoken.lm import zoo
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json", "tokenizer*.py")
+# Models that the hub knows without their owner; it has taken no new such names since owners came.
+_BARE_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt", "ctrl")
+_PROBE_SECONDS = 5.0
 _KINDS = "A model is a name of the zoo ({}), a folder, a GGUF file or a hub id such as Qwen/Qwen3-0.6B."
 _GGUF_HEADER = 16 << 20  # bytes that hold the settings of a GGUF file and its vocabulary, with room
 # Layers whose state cannot be cut, forked or shifted like keys and values.
@@ -83,12 +86,9 @@ def resolve(source: str | os.PathLike[str]) -> Source:
         raise ConfigError(f"{name!r} is a file, but not a GGUF file.", _kinds())
     looks_local = not isinstance(source, str) or name.startswith((".", "~", os.sep)) or "\\" in name
     if looks_local or not _HUB_ID.fullmatch(name):
-        raise ConfigError(f"There is no folder {name!r}.", _kinds())
-    near = difflib.get_close_matches(name, zoo.names(), n=1, cutoff=0.8)
-    if (
-        near
-    ):  # the hub takes no new names without a slash: this is a slip, and asking it takes long when offline
-        raise ConfigError(f"Unknown model {name!r}. Did you mean {near[0]!r}?", _kinds())
+        raise ConfigError(f"There is no folder {name!r}.{_meant(name)}", _kinds())
+    if "/" not in name and name not in _BARE_IDS and not _is_cached(name):
+        raise ConfigError(f"Unknown model {name!r}.{_meant(name)}", _kinds())
     return Source(name, name, local=False)
 
 
@@ -99,6 +99,8 @@ def read_config(source: Source, *, trust_remote_code: bool) -> PreTrainedConfig:
         ConfigError: If the model is unknown or of another kind.
         ModelError: If the configuration cannot be read.
     """
+    if not source.local and not _is_cached(source.location):
+        _probe(source)
     try:
         with quiet(source):
             config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -239,6 +241,39 @@ def _has(source: Source, name: str) -> bool:
     return source.local and (Path(source.location) / name).is_file()
 
 
+def _is_cached(name: str) -> bool:
+    """Whether the hub's cache holds this model's configuration."""
+    try:
+        return isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    except hub.HFValidationError:  # no possible name
+        return False
+
+
+def _probe(source: Source) -> None:
+    """Ask once whether the hub can be reached: its client tries for half a minute before it gives up.
+
+    What the hub answers is left to the reading that follows.
+
+    Raises:
+        ModelError: If there is no answer.
+    """
+    try:
+        url = huggingface_hub.hf_hub_url(source.location, "config.json")
+        huggingface_hub.get_hf_file_metadata(url, timeout=_PROBE_SECONDS)
+    except (hub.HfHubHTTPError, hub.EntryNotFoundError, hub.FileMetadataError, ValueError):
+        return
+    except Exception as error:  # of the HTTP package, which differs by the version of the client
+        raise _explain(source, ConnectionError(str(error)), "configuration") from error
+
+
+def _meant(name: str) -> str:
+    """The nearest name among the zoo, the folders beside it and the hub's short names, as a question."""
+    here = Path(name).expanduser().parent
+    folders = [str(path.parent) for path in here.glob("*/config.json")] if here.is_dir() else []
+    near = suggest(name, [*zoo.names(), *folders, *_BARE_IDS])
+    return f" Did you mean {near!r}?" if near else ""
+
+
 def _explain(source: Source, error: BaseException, part: str) -> UnspokenError:
     """What went wrong, from the causes behind transformers' general errors."""
     causes: list[BaseException] = []
@@ -252,8 +287,7 @@ def _explain(source: Source, error: BaseException, part: str) -> UnspokenError:
         return any(issubclass(kind, wanted) for kind in kinds)
 
     text = " ".join(str(error).split())
-    near = suggest(source.name, zoo.names())
-    meant = f" Did you mean {near!r}?" if near else ""
+    meant = _meant(source.name)
     if "trust_remote_code" in text:
         return ConfigError(
             f"{source.name!r} needs Python code that comes with it.",
@@ -269,7 +303,7 @@ def _explain(source: Source, error: BaseException, part: str) -> UnspokenError:
     if caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
         return ModelError(
             f"{source.name!r} is no folder here and not in the hub's cache, and the hub cannot be reached.{meant}",
-            f"{_kinds()} Offline, use a folder or: unspoken pull {near or zoo.names()[0]}",
+            f"{_kinds()} Offline, use a folder or: unspoken pull {zoo.names()[0]}",
         )
     if caused_by(ImportError):
         return MissingExtraError(

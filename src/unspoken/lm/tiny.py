@@ -12,9 +12,11 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from unspoken.errors import ConfigError
+from unspoken.lm.model import CausalLM
 
 Kind = Literal["tiny", "tiny-llama"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -70,6 +72,31 @@ def tiny_model(
         if kind == "tiny":
             return GPT2LMHeadModel(_gpt2(shared, layers, width, heads, max_positions))
         return LlamaForCausalLM(_llama(shared, layers, width, heads, max_positions))
+
+
+def letters_lm(size: int, *, kind: Kind = "tiny", seed: int = 0, spread: float = 1.5) -> CausalLM:
+    """A random model in float64 over so few tokens that all its short answers can be listed.
+
+    Args:
+        size: Tokens: letters, and the last one, which ends a text.
+        kind: Of the model; it has 2 blocks of width 16.
+        seed: Of the weights.
+        spread: Factor on the weights: the larger, the less alike the laws of different prefixes.
+    """
+    from tokenizers import Tokenizer, decoders, models
+
+    names = [chr(ord("a") + i) for i in range(size - 1)] + ["<end>"]
+    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="a"))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, eos_token="<end>", pad_token="<end>"
+    )
+    model = tiny_model(kind, tokenizer, width=16, heads=2, max_positions=64, seed=seed).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(spread)
+    return CausalLM(model, tokenizer, source=f"{size} letters")
 
 
 def _gpt2(shared: dict[str, Any], layers: int, width: int, heads: int, max_positions: int) -> GPT2Config:

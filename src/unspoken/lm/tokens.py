@@ -7,6 +7,7 @@ ids are concatenated: encoded together, `</think><think>` can merge into tokens 
 from __future__ import annotations
 
 import codecs
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
@@ -16,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from unspoken.errors import ConfigError
+from unspoken.types import RawText
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _INCOMPLETE = "\ufffd"
@@ -37,6 +39,10 @@ def _show_bytes(error: UnicodeError) -> tuple[str, int]:
 
 _BYTES = _byte_alphabet()
 codecs.register_error("unspoken_hex", _show_bytes)
+
+
+class PromptWarning(UserWarning):
+    """A prompt that is probably not what was meant."""
 
 
 class Detokenizer:
@@ -134,12 +140,14 @@ class Tokens:
         """Ids of a prompt, ready for the model to go on from.
 
         * A string is one user message if the tokenizer has a chat template, else plain text.
+        * `RawText` is plain text always.
         * Messages (`{"role": ..., "content": ...}`) go through the chat template, with the opening of the
           assistant's turn. Without a template their contents are joined by blank lines and roles are dropped.
         * Ids are used as they are.
 
         Text that comes out of a template gets no further special tokens (the template writes its own); plain
-        text gets those that the tokenizer puts before a text.
+        text gets those that the tokenizer puts before a text. A prompt that begins with two of the
+        tokenizer's opening tokens gives a `PromptWarning`.
 
         Raises:
             ConfigError: If the prompt is empty, malformed, refused by the template or outside the vocabulary.
@@ -147,11 +155,9 @@ class Tokens:
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise ConfigError("The prompt is empty.", "Give a question, chat messages or token ids.")
-            return (
-                self._templated([{"role": "user", "content": prompt}])
-                if self.has_template
-                else self._plain(prompt)
-            )
+            if isinstance(prompt, RawText) or not self.has_template:
+                return self._plain(prompt)
+            return self._templated([{"role": "user", "content": prompt}])
         if not isinstance(prompt, Sequence):
             raise ConfigError(
                 f"A prompt is a string, a list of messages or a list of ids, not {_kind(prompt)}."
@@ -264,6 +270,17 @@ class Tokens:
         # Some tokenizers close every text; the model is to go on from here.
         while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids.pop()
+        return self._opened_once(ids)
+
+    def _opened_once(self, ids: list[int]) -> list[int]:
+        opening = self.tokenizer.bos_token_id
+        if opening is not None and ids[:2] == [opening, opening]:
+            warnings.warn(
+                f"The prompt begins with {self.token_text(opening)} twice, which the model has never seen: give "
+                "text without it, or messages instead of text that has been through the chat template.",
+                PromptWarning,
+                stacklevel=4,
+            )
         return ids
 
     def _templated(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -271,7 +288,7 @@ class Tokens:
             raise ConfigError(
                 "All messages of the prompt are empty.", "Give a question as the content of one."
             )
-        return self._raw(self._render(messages, add_generation_prompt=True))
+        return self._opened_once(self._raw(self._render(messages, add_generation_prompt=True)))
 
     def _render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         import jinja2

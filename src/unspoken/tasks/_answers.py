@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from unspoken.tasks._extract import ANSWER_IS, BOXED, LAST_NUMBER, Candidate, candidates, math_part, number_in
@@ -24,30 +25,33 @@ class Verdict(NamedTuple):
 
     `how` is `exact` (numbers), `text` (normal forms), `math-verify`, or, when that could not decide and
     the answers therefore count as different: `math-verify timeout`, `math-verify failed`, or
-    `strict` (math-verify is not installed).
+    `without math-verify` (it is not installed).
     """
 
     equal: bool
     how: str
 
 
-_HOW = {"equal": "math-verify", "different": "math-verify", "absent": "strict"}
+_HOW = {"equal": "math-verify", "different": "math-verify", "absent": "without math-verify"}
 # Things in a box that only a formula reader can judge; words and currencies are not among them.
 _FORMULA = re.compile(r"\\(?!text|mathrm|mbox|textbf|mathbf|\$|%|,|!|;|:|\s)|[\^*+]|(?<=\d)\s*[-/]\s*\d")
 
 
-def extract(text: str, *, numeric: bool = False) -> Candidate | None:
+def extract(text: str, *, numeric: bool = False, rules: Collection[str] | None = None) -> Candidate | None:
     """Read the answer from the text of an answer phase.
 
     Args:
         text: The answer phase only.
         numeric: Whether the task's answers are numbers: a phrase is then narrowed down to the number it
             states, and candidates without any number are passed over.
+        rules: The rules that may find it; None for all.
 
     Returns:
         The answer and the rule that found it, or None.
     """
     for candidate in candidates(text):
+        if rules is not None and candidate.rule not in rules:
+            continue
         if not numeric:
             phrase = candidate.text if candidate.rule == BOXED else math_part(candidate.text)
             phrase = phrase.rstrip(" \n.,;:") if candidate.rule == ANSWER_IS else phrase.strip()
@@ -64,13 +68,20 @@ def extract(text: str, *, numeric: bool = False) -> Candidate | None:
     return None
 
 
-def grade(gold: str, text: str, *, numeric: bool = False, truncated: bool = False) -> Grade:
+def grade(
+    gold: str,
+    text: str,
+    *,
+    numeric: bool = False,
+    truncated: bool = False,
+    rules: Collection[str] | None = None,
+) -> Grade:
     """Grade the text of an answer phase against a gold answer.
 
     A number that merely happens to stand last in a text cut off by the budget is no answer: it counts
     as `truncated`.
     """
-    found = extract(text, numeric=numeric)
+    found = extract(text, numeric=numeric, rules=rules)
     if found is None or (truncated and found.rule == LAST_NUMBER):
         return Grade("truncated" if truncated else "unparsed")
     verdict = equal(gold, found.text)

@@ -31,6 +31,10 @@ _FORMS = "lines `question||cot #### answer`, or JSONL with question, cot and ans
 _SHOWN = 5  # line numbers shown for each reason
 
 
+class MissingSplitError(DataError):
+    """A folder that has no file for a split."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """One row: a question, its chain of thought, and the answer.
@@ -150,7 +154,7 @@ def split_file(folder: Path, name: str | None, split: str) -> Path:
     """The file of a split in a folder, as `load_chains` finds it.
 
     Raises:
-        DataError: If there is none; says what is there.
+        MissingSplitError: If there is none; says what is there.
     """
     alike = next((names for names in _NAMES.values() if split in names), ())
     stems = [split, *(other for other in alike if other != split)]
@@ -163,7 +167,7 @@ def split_file(folder: Path, name: str | None, split: str) -> Path:
     if found is None:
         looked = folder / name if name and (folder / name).is_dir() else folder
         there = sorted(path.name for path in looked.iterdir())
-        raise DataError(
+        raise MissingSplitError(
             f"No split {split!r} in {str(looked)!r}; there is: {', '.join(there[:20]) or 'nothing'}.",
             f"Expected {' or '.join(f'{stem}.txt' for stem in stems)} (or .jsonl), holding {_FORMS}.",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +22,11 @@ class DataWarning(UserWarning):
 
 
 def read_rows(path: str | Path, parse: Callable[[Row, int], T]) -> list[T]:
-    """Read a JSONL file, or a JSON file that holds one list, one object a row.
+    """Read a JSONL file, a JSON file that holds one list, or a CSV file with a header, one object a row.
 
     Args:
-        path: The file; a name ending in `.json` or a text starting with `[` is read as one list.
+        path: The file. A name ending in `.csv` is read as CSV, all of whose values are text; a text starting
+            with `[` as one list.
         parse: Makes one item of a row and its index (from 0, broken rows counted, so that an item's
             place does not depend on its neighbours); raises `ValueError` with the reason if it cannot.
 
@@ -31,7 +34,8 @@ def read_rows(path: str | Path, parse: Callable[[Row, int], T]) -> list[T]:
         DataError: If the file cannot be read or has no good row.
     """
     path = Path(path)
-    rows = numbered_rows(read_text(path))
+    text = read_text(path)
+    rows = _csv_rows(text) if path.suffix.lower() == ".csv" else numbered_rows(text)
 
     def parse_row(row: Any, index: int) -> T:
         if not isinstance(row, dict):
@@ -126,6 +130,26 @@ Numbered = tuple[int, Any, str | None]  # line, value, reason why it could not b
 def numbered_rows(text: str) -> Iterator[Numbered]:
     """The values of a JSONL text, or of one JSON list, each with its line."""
     return _list_rows(text) if text.lstrip().startswith("[") else _jsonl_rows(text)
+
+
+def _csv_rows(text: str) -> Iterator[Numbered]:
+    # Every value stays the text it is: types guessed from a column would turn "007" into a number.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, None, f"not valid CSV ({error}); nothing after it was read"
+            return
+        if header is None:
+            header = cells
+        elif len(cells) == len(header):
+            yield reader.line_num, dict(zip(header, cells, strict=True)), None
+        elif cells:
+            yield reader.line_num, None, f"{len(cells)} cells where the header has {len(header)}"
 
 
 def _jsonl_rows(text: str) -> Iterator[Numbered]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unspoken.errors import ConfigError
 from unspoken.tasks._base import Task
 from unspoken.types import Example, Grade
-
-_FORMS = ("\\boxed{{{}}}", "The answer is {}")
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,30 @@ def validate(task: Task, limit: int | None = None) -> Validation:
     Args:
         task: The task.
         limit: Check only the first so many examples.
+
+    Raises:
+        ConfigError: If the task has nothing to grade by.
     """
+    if not task.gradable:
+        raise ConfigError(f"The task {task.name!r} has no gold answers: there is no grader to validate.")
     examples = task.examples()[:limit]
     known = [example for example in examples if example.answer is not None]
     failures: list[Failure] = []
     shuffled = 0
     for index, example in enumerate(known):
-        for form in _FORMS:
+        for form in task.answer_forms:
             failures += _check(task, example, form.format(example.answer), "correct")
         other = _different(task, known, index)
         if other is not None:
             shuffled += 1
-            failures += _check(task, example, _FORMS[0].format(other), "wrong")
+            failures += _check(task, example, task.answer_forms[0].format(other), "wrong")
     return Validation(task.name, len(known), shuffled, len(examples) - len(known), tuple(failures))
 
 
 def _check(task: Task, example: Example, text: str, expected: str) -> list[Failure]:
     grade = task.grade(example, text)
-    return [] if grade.status == expected else [Failure(example.id, text, expected, grade)]
+    grades = [grade, *grade.others.values()]
+    return [Failure(example.id, text, expected, g) for g in grades if g.status != expected]
 
 
 def _different(task: Task, known: list[Example], index: int) -> str | None:

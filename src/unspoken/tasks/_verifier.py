@@ -142,16 +142,30 @@ class Verifier:
                     pipe.close()
 
 
-_shared = Verifier()
+_workers: dict[Path, Verifier] = {}
+_making = threading.Lock()
+
+
+def shared(script: Path = _WORKER) -> Verifier:
+    """The one worker of this process that runs a script."""
+    with _making:
+        if script not in _workers:
+            _workers[script] = Verifier(command=[sys.executable, str(script)])
+        return _workers[script]
+
+
+def _close_all() -> None:
+    for worker in _workers.values():
+        worker.close()
 
 
 def _forget() -> None:
     # A forked child must not talk through its parent's pipes, nor wait for a lock held at the fork.
-    global _shared
-    _shared = Verifier()
+    global _workers, _making
+    _workers, _making = {}, threading.Lock()
 
 
-atexit.register(lambda: _shared.close())
+atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
@@ -163,7 +177,7 @@ def _installed() -> bool:
 
 def verifier_available() -> bool:
     """Whether formulas are compared by math-verify; if not, only by exact numbers and normal forms."""
-    return _installed() and not _shared.broken
+    return _installed() and not shared().broken
 
 
 @functools.lru_cache(maxsize=16384)
@@ -171,4 +185,4 @@ def compare(gold: str, answer: str) -> Outcome:
     """Compare two formulas in the shared worker; `absent` when math-verify is not installed."""
     if not verifier_available():
         return "absent"
-    return _shared.compare(gold, answer)
+    return shared().compare(gold, answer)

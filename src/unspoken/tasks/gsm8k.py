@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unspoken.tasks._answers import equal, grade
+from unspoken.tasks import _graders
 from unspoken.tasks._base import Task
 from unspoken.tasks._data import load_hub, read_rows, text_field
+from unspoken.tasks._graders import Extract, Grader
 from unspoken.tasks._numbers import read_number
 from unspoken.types import Example, Grade, Message
 
@@ -31,20 +32,21 @@ class GSM8K(Task):
         prompt_style: `plain`, one user message with the question and an instruction; `moe`, the prompt of
             the soft-thinking original: a system message that makes the model a maths assistant, and the
             problem inside `<question>` tags. A `<think>` opener is added by the strategy, not here.
+        grader: `default`, exact numbers; `strict`, the boxed answer as text, comparable with published accuracies;
+            `both` grades as `default` and keeps the strict grade beside it.
+        extract: Which answers are read: `boxed` ones only, `boxed_or_last_number`, or `auto`: whatever the grader
+            reads (`strict`: boxed only; `default`: boxed, tagged or stated ones, or the last number).
     """
 
     data: str | None = None
     split: Literal["test", "train"] = "test"
     prompt_style: Literal["plain", "moe"] = "plain"
+    grader: Grader = "default"
+    extract: Extract = "auto"
 
     def problems(self) -> list[str]:
-        """Splits and styles that do not exist."""
-        found = []
-        if self.split not in ("test", "train"):
-            found.append(f"split must be test or train, not {self.split!r}.")
-        if self.prompt_style not in ("plain", "moe"):
-            found.append(f"prompt_style must be plain or moe, not {self.prompt_style!r}.")
-        return found
+        """Packages that the grader needs."""
+        return _graders.problems(self.grader)
 
     def examples(self) -> list[Example]:
         """All problems; `answer` is None where the number after `####` cannot be read."""
@@ -63,11 +65,18 @@ class GSM8K(Task):
         """Compare numbers."""
         if example.answer is None:
             raise ValueError(f"Example {example.id} has no gold answer and cannot be graded.")
-        return grade(example.answer, text, numeric=True, truncated=truncated)
+        return _graders.grade(
+            self.grader, self.extract, example.answer, text, numeric=True, truncated=truncated
+        )
+
+    @property
+    def answer_forms(self) -> tuple[str, ...]:
+        """The forms that the grader and the extraction read."""
+        return _graders.forms(self.grader, self.extract)
 
     def equivalent(self, a: str, b: str) -> bool:
         """Whether two answers are the same number."""
-        return equal(a, b).equal
+        return _graders.equivalent(self.grader, a, b)
 
     def _example(self, row: dict[str, Any], index: int) -> Example:
         question, solution = text_field(row, "question"), text_field(row, "answer")

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unspoken.tasks._answers import equal, grade
-from unspoken.tasks._chains import Chain, ChainTask, Split, load_chains, read_chains
+from unspoken.tasks._chains import (
+    Chain,
+    ChainTask,
+    MissingSplitError,
+    Split,
+    load_chains,
+    read_chains,
+    split_file,
+)
 from unspoken.tasks._numbers import read_number
 from unspoken.types import Example, Grade
 
@@ -29,17 +37,28 @@ class GSM8KAug(ChainTask):
 
     Attributes:
         data: A file of lines `question||<<..>> <<..>> #### n`, or GSM8K's JSONL (`question` and `answer`), read as
-            the split that is asked for; or a folder of train, valid and test files. Without it the hub is asked.
+            the split that is asked for; or a folder of train, valid and test files, of which some may be missing.
+            Without it the hub is asked.
     """
 
     data: str | None = None
 
     def chains(self, split: Split) -> list[Chain]:
-        """The rows of a split; of a single file only `split` has any."""
+        """The rows of a split; of a single file only `split` has any.
+
+        Raises:
+            DataError: If a folder has no file for `split` itself; other splits that it lacks have no rows.
+        """
         if self.data is None:
             found = load_chains(_REPO, None, _HUB_SPLITS[split])
         elif Path(self.data).is_dir():
-            found = load_chains(self.data, None, split)
+            try:
+                found = read_chains(split_file(Path(self.data), None, split))
+            except MissingSplitError as error:
+                if split != self.split:
+                    return []
+                error.hint = f"{error.hint}\n  Or name a split that is there, as in: --split train"
+                raise
         elif split == self.split:
             found = read_chains(self.data)
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unspoken.decoding._base import Strategy
     from unspoken.lm.model import CausalLM
     from unspoken.training._options import Options
+    from unspoken.training._weights import Weights
 
 Batch = dict[str, Tensor]
 
@@ -64,10 +65,18 @@ class Work(ABC):
     Attributes:
         n_rows: Training rows.
         notes: What was odd about the data, each as one sentence, for the log.
+        splits: Of `valid` and `test` those that can be evaluated; None for those that the data have rows of.
+        optimizer: Class of the optimizer and its arguments, instead of AdamW with those of the options.
     """
 
     n_rows: int
     notes: Sequence[str] = ()
+    splits: Sequence[str] | None = None
+    optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
+
+    def weights(self, lm: CausalLM) -> Weights | None:
+        """What is trained and saved, where that is not the model; None for the model."""
+        return None
 
     def plan(self, epoch: int, micro_batch: int, seed: int) -> list[Tensor]:
         """Row numbers of each micro-batch of an epoch, over all processes together.
@@ -171,7 +180,7 @@ class Work(ABC):
         return {}
 
     @abstractmethod
-    def strategy(self, t: int) -> Strategy:
+    def strategy(self, t: int) -> Strategy | None:
         """How a model saved after `t` micro-batches is best decoded; checkpoints remember it."""
 
 
@@ -181,7 +190,23 @@ class Method(Configured):
 
     The fields are the Python arguments, the command's flags and the recorded configuration. Each field's
     docstring (the string under it) becomes its help text.
+
+    Attributes:
+        trains_model: Whether what it trains and leaves is the model.
+        option_defaults: Defaults of `Options` where the method has others.
     """
+
+    trains_model: ClassVar[bool] = True
+    option_defaults: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def brings_rows(self) -> bool:
+        """Whether the rows are its own (`own_data`), so that the run is given none."""
+        return False
+
+    def own_data(self) -> Data:
+        """The rows of a method that brings them; it may also make them in `prepare`."""
+        return Data([])
 
     def arithmetic(self, epoch_steps: int, total_steps: int) -> dict[str, str]:
         """What the curriculum does in a run, for `unspoken doctor train`: names and texts.

@@ -52,7 +52,7 @@ class InternalizationWork(Work):
         template: Template,
         knobs: Knobs,
     ) -> None:
-        self.method, self.splits, self.template, self.knobs = method, splits, template, knobs
+        self.method, self.split_rows, self.template, self.knobs = method, splits, template, knobs
         self.rows = splits["train"]
         self.n_rows = len(self.rows)
         self.chains = {"train": data.train, "valid": data.valid, "test": data.test}
@@ -191,7 +191,18 @@ class InternalizationWork(Work):
                 weight *= 1 - t / self.total_steps
             at_filler = edited.filler.gather(1, (batch["index"] + 1).clamp(max=edited.ids.shape[1] - 1))
             batch["weights"] = torch.where(at_filler, weight, 1.0) * (batch["targets"] != IGNORE)
+        if self.gate is not None:
+            batch["judged"] = self._judged(self.stage(t), rows, edited)
         return batch | {"removed": edited.removed, "emptied": edited.emptied, "skipped": skipped}
+
+    def _judged(self, stage: Stage, which: Tensor, edited: Edited) -> Tensor:
+        """[n] bool: rows by which a gate judges, those without an offset.
+
+        Where the others begin cannot be known, so a model that has learnt all there is to learn is wrong there.
+        """
+        if self.knobs.pattern == "random":
+            return torch.ones_like(edited.emptied)
+        return edited.removed <= self._removals(stage, self.rows, which, None)
 
     def items(self, batch: Batch) -> Tensor:
         if "weights" in batch:
@@ -216,19 +227,27 @@ class InternalizationWork(Work):
                 (hits * batch["weights"]).sum() if "weights" in batch else correct
             )
             if self.gate is not None:
-                metrics |= {"correct": correct, "scored": (targets != IGNORE).sum()}
+                judged = batch["judged"][:, None]
+                metrics |= {"correct": (hits & judged).sum(), "scored": ((targets != IGNORE) & judged).sum()}
         return Loss(summed_nll(logits, targets, batch.get("weights")), metrics)
 
     def _units(self, rows: Rows, which: Tensor) -> Tensor:
-        return rows.steps.count[which] if rows.steps is not None else rows.source.c[which]
+        if rows.steps is not None:
+            return rows.steps.count[which]
+        # An empty chain has its separators to lose.
+        return (rows.source.c[which] - rows.tail).clamp(min=min(rows.tail, 1))
 
     def _removals(self, stage: Stage, rows: Rows, which: Tensor, generator: torch.Generator | None) -> Tensor:
         """[n] tokens that each row loses."""
-        removed = stage.removals(self._units(rows, which), generator)
+        units = self._units(rows, which)
+        removed = stage.removals(units, generator)
         if rows.steps is not None:
             side = str(self.method.removal_side)
-            removed = rows.steps.tokens(which, removed, rows.source.c[which], side)
-        return removed
+            return rows.steps.tokens(which, removed, rows.source.c[which], side)
+        # The separators go with the last token of the chain, or with the first where removal begins at its end: a
+        # stage that leaves only them would teach the first place to write them, and forget what it computes.
+        joins = removed >= units if self.method.removal_side == "left" else removed > 0
+        return torch.minimum(removed + rows.tail * joins, rows.source.c[which])
 
     def edited(self, stage: Stage, rows: Rows, which: Tensor, generator: torch.Generator | None) -> Edited:
         """Some rows as they are at a stage; without a generator there are no random offsets."""
@@ -322,7 +341,7 @@ class InternalizationWork(Work):
     def evaluate(
         self, lm: CausalLM, split: str, t: int, *, limit: int | None, generate: bool
     ) -> dict[str, float]:
-        rows = self.splits[split]
+        rows = self.split_rows[split]
         n = len(rows) if limit is None else min(limit, len(rows))
         if n == 0:
             return {}

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from unspoken.tasks._chains import answer_in, normal
 from unspoken.training._edit import IGNORE, Edited
@@ -37,9 +38,9 @@ def teacher_forced(
         stage: What is removed.
 
     Returns:
-        Mean loss, perplexity, token accuracy, tokens removed, rows, accuracy at each place of the answer, and
-        `exact_match` where greedy decoding would give the same; elsewhere its lower bound, as
-        `teacher_forced_exact`.
+        Mean loss, perplexity, token accuracy, tokens removed, rows, accuracy at each place of the answer (its own
+        tokens from 0, without those that are only spaces), and `exact_match` where greedy decoding would give the
+        same; elsewhere its lower bound, as `teacher_forced_exact`.
     """
     order = rows.source.n[:n].argsort(descending=True, stable=True)
     sums = torch.zeros(4, dtype=torch.float64)  # targets, right ones, their nll, removed tokens
@@ -62,10 +63,13 @@ def teacher_forced(
         tail = source.n - source.q - source.c - (0 if work.method.remove_separator else 1)
         place = index + 1 - (edited.lengths - tail)[:, None]
         answer = scored & (place >= 0)
-        # Places of the answer itself: without the marker before it and the end token after it.
+        # Places of the answer itself: without the marker before it and the end token after it, and without tokens
+        # that are nothing but the spaces between words, which some tokenizers have.
         place = place - (0 if work.method.remove_separator else work.marker)
         last = tail - 1 - (0 if work.method.remove_separator else work.marker)
-        inner = answer & (place >= 0) & (place < last[:, None]) & (place < _MOST_PLACES)
+        inner = answer & (place >= 0) & (place < last[:, None]) & ~_blank(lm, targets)
+        place = inner.cumsum(1) - 1
+        inner &= place < _MOST_PLACES
         for row, chosen in enumerate((inner, inner & right)):
             places[row] += torch.bincount(place[chosen], minlength=_MOST_PLACES)
         # What decoding is given need not be right: fillers, and SEP2 where it is forced.
@@ -90,6 +94,12 @@ def teacher_forced(
     }
 
 
+def _blank(lm: CausalLM, targets: Tensor) -> Tensor:
+    """[n, P] bool: which ids are nothing but white space."""
+    found = [i for i in targets.unique().tolist() if i >= 0 and not lm.tokens.token_text(i).strip()]  # type: ignore[no-untyped-call]
+    return torch.isin(targets, torch.tensor(found, dtype=targets.dtype))
+
+
 def _reproduces(work: InternalizationWork, edited: Edited) -> bool:
     """Whether greedy decoding would write exactly the rows whose every target is the likeliest token.
 
@@ -107,7 +117,7 @@ def decoded(
     work: InternalizationWork, lm: CausalLM, split: str, n: int, t: int, stage: Stage
 ) -> dict[str, float]:
     """Greedy decoding, compared with the answers as text."""
-    rows, chains = work.splits[split], work.chains[split]
+    rows, chains = work.split_rows[split], work.chains[split]
     edited = work.edited(stage, rows, torch.arange(n), None)
     longest = int((edited.lengths - rows.source.q[:n]).max()) + _EXTRA_TOKENS
     results = lm.generate(

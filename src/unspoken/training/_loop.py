@@ -56,7 +56,7 @@ class Loop(transformers.Trainer):
         self.rate = options.lr
         module = LossModule(model, work)
         self.trained_module, self.trained = module, module.trained
-        super().__init__(model=module, args=args, callbacks=[hooks])
+        super().__init__(model=module, args=args, callbacks=[hooks], optimizer_cls_and_kwargs=work.optimizer)
         module.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.remove_callback(PrinterCallback)
         hooks.loop = self
@@ -219,11 +219,12 @@ class Loop(transformers.Trainer):
         """What the learning rate of the next step is multiplied with."""
         options, here = self.options, self.progress
         step, steps = here.t / options.accumulate, self.total / options.accumulate
-        factor = min(1.0, (step + 1) / (options.warmup_steps + 1))
+        warmup = max(float(options.warmup_steps), options.warmup_ratio * steps)
+        factor = min(1.0, (step + 1) / (warmup + 1))
         if here.reset_at >= 0:
             since = (here.t - here.reset_at) / options.accumulate
             factor *= min(1.0, (since + 1) / (options.reset_warmup + 1))
-        fallen = min(1.0, max(0.0, (step - options.warmup_steps) / max(1.0, steps - options.warmup_steps)))
+        fallen = min(1.0, max(0.0, (step - warmup) / max(1.0, steps - warmup)))
         if options.lr_schedule == "linear":
             factor *= 1 - fallen
         elif options.lr_schedule == "cosine":

@@ -56,6 +56,8 @@ class Options(Configured):
     """How the learning rate goes on after the warm-up: stays, or falls to 0 along a line or a cosine."""
     warmup_steps: int = 0
     """Optimizer steps in which the learning rate rises from 0."""
+    warmup_ratio: float = 0.0
+    """The same as a share of the run; the longer of the two counts."""
     reset_warmup: int = 0
     """The same after each reset of the optimizer."""
     seed: int = 1234
@@ -131,7 +133,7 @@ class Options(Configured):
         for name in (*at_least_0.split(), "eval_every", "save_every"):
             if (getattr(self, name) or 0) < 0:
                 found.append(f"{name} must not be negative ({getattr(self, name)}).")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "warmup_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
         if self.max_size != -1 and self.max_size < 1:

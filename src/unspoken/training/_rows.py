@@ -119,12 +119,14 @@ class Rows:
         kept: [n] number of each row among the chains given.
         dropped: How many rows were left out, by reason.
         steps: Where steps end, if they were asked for.
+        tail: Tokens of SEP2 and `####` at the end of each chain, if they count as part of it.
     """
 
     source: Source
     kept: Tensor
     dropped: dict[str, int] = field(default_factory=dict)
     steps: Steps | None = None
+    tail: int = 0
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -170,8 +172,10 @@ class Rows:
         at = len(order) - 3  # place of sep1 among the separators
         q = marks[kept, at] - start[kept] + 1
         c = marks[kept, at + 1] - start[kept] - q
+        tail = 0
         if with_separator:
-            c += 1 + len(tokens.tokenizer(f" {MARKER}", add_special_tokens=False)["input_ids"])
+            tail = 1 + len(tokens.tokenizer(f" {MARKER}", add_special_tokens=False)["input_ids"])
+            c += tail
         source = Source(
             torch.from_numpy(flat), *(torch.from_numpy(x) for x in (start[kept], q, c, lengths[kept]))
         )
@@ -180,6 +184,7 @@ class Rows:
             torch.from_numpy(kept),
             {why: count for why, count in dropped.items() if count},
             _find_steps(source, tokens, delimiters) if delimiters else None,
+            tail,
         )
         rows._check_prompts(chains, tokens, template)
         return rows

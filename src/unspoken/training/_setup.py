@@ -17,14 +17,19 @@ from transformers.pytorch_utils import Conv1D
 from unspoken import config as configs
 from unspoken.discovery import METHODS, TASKS
 from unspoken.errors import ConfigError, DataError, MissingExtraError, require
+from unspoken.lm import zoo
 from unspoken.lm.model import CausalLM, load
 from unspoken.training._base import Data, Method
 from unspoken.training._options import FREE, Options
 
 if TYPE_CHECKING:
-    from unspoken.tasks._chains import ChainTask
+    from collections.abc import Sequence
+
+    from unspoken.tasks._chains import Chain, ChainTask
 
 TINY = ("tiny", "tiny-llama")
+_READ = ("*.safetensors", "*.json", "*.model", "*.txt")
+_NOTES = ("unspoken.json", "training.json")  # where a checkpoint comes from: nothing that is trained on
 
 
 def configure(method: str | Method, options: Options | None, given: dict[str, Any]) -> tuple[Method, Options]:
@@ -35,12 +40,18 @@ def configure(method: str | Method, options: Options | None, given: dict[str, An
     if ours and options is not None:
         raise ConfigError(f"Give {', '.join(ours)} in options= too, or leave options= out.")
     if isinstance(method, str):
-        return METHODS.find(method)(**others), options or Options(**ours)
+        cls = METHODS.find(method)
+        return cls(**others), options or _options(cls.option_defaults, ours)
     if others:
         raise ConfigError(
             f"Unknown arguments: {', '.join(others)}; fields of the method belong to the method."
         )
-    return method, options or Options(**ours)
+    return method, options or _options(method.option_defaults, ours)
+
+
+def _options(defaults: dict[str, Any], given: dict[str, Any]) -> Options:
+    meant = {Options.aliases.get(key, key) for key in given}
+    return Options(**{key: value for key, value in defaults.items() if key not in meant}, **given)
 
 
 def arguments(options: Options, output: Path) -> TrainingArguments:
@@ -103,9 +114,18 @@ def check_processes(options: Options, arguments: TrainingArguments) -> None:
         )
 
 
-def identity(method: Method, model: str | Path | CausalLM, data: Data, options: Options) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
-    name = f"{model.source} ({model.weights_hash})" if isinstance(model, CausalLM) else str(model)
+def identity(
+    method: Method, model: str | Path | CausalLM, data: Data, options: Options, output: Path
+) -> dict[str, Any]:
+    """What must be the same for a run to go on; models on the disk count by what they are, not by where they lie."""
+    if isinstance(model, CausalLM):
+        name = f"weights {model.weights_hash}"
+    elif (path := Path(model).expanduser()).exists() and model not in (*TINY, *zoo.names()):
+        # A run that ends where it began replaces what it began with.
+        inside = path.resolve() == output.resolve()
+        name = "the output folder's own" if inside else f"files {content_hash(path)}"
+    else:
+        name = str(model)
     kept = {key: value for key, value in configs.to_dict(options).items() if key not in FREE}
     return {
         "method": {"name": method.name, **configs.to_dict(method)},
@@ -115,29 +135,71 @@ def identity(method: Method, model: str | Path | CausalLM, data: Data, options: 
     }
 
 
-def gather_data(task: ChainTask | str | None, data: Data | None, options: Options) -> Data:
+def gather_data(task: ChainTask | str | None, data: Data | None, options: Options, method: Method) -> Data:
     """The rows of a run.
 
     Raises:
         ConfigError: If neither or both are given, or the task has no chains of thought.
         DataError: If there is nothing to train on.
     """
+    if method.brings_rows:
+        if task is not None or data is not None:
+            raise ConfigError(f"This {method.name} brings its own rows: leave out task= and data=.")
+        data = method.own_data()
+        return data if options.max_size == -1 else replace(data, train=data.train[: options.max_size])
     if (task is None) == (data is None):
         raise ConfigError("Give the rows either as task= or as data=.")
+    task = TASKS.find(task)() if isinstance(task, str) else task
     if data is None:
-        task = TASKS.find(task)() if isinstance(task, str) else task
         if not hasattr(task, "chains"):
             raise ConfigError(
                 f"The task {getattr(task, 'name', task)!r} has no chains of thought to train on.",
                 "Run: unspoken list tasks",
             )
-        assert task is not None and not isinstance(task, str)
+        assert task is not None
         data = Data(task.chains("train"), task.chains("valid"), task.chains("test"), task.manifest())
     if options.max_size != -1:
         data = replace(data, train=data.train[: options.max_size])
-    if not data.train:
-        raise DataError("There are no rows to train on.")
+    require_rows(data.train, task)
     return data
+
+
+def require_rows(rows: Sequence[Chain], task: ChainTask | None) -> None:
+    """Refuse a run with nothing to train on.
+
+    Args:
+        rows: To train on.
+        task: Where they come from, if it is a task.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if rows:
+        return
+    if task is None:
+        raise DataError("There are no rows to train on.", "Give some with --task NAME or --train_path FILE.")
+    problem, hint = f"The task {task.name!r} has no rows to train on", None
+    file = getattr(task, "data", None)
+    if file is not None and Path(file).is_dir():
+        problem += f": the folder {file!r} has no file for the split 'train'"
+        hint = "Put train.txt into it, or name a file that is read as this split: --data FILE --split train"
+    elif file is not None:
+        problem += f": {file!r} is read as the split {task.split!r}"
+        hint = "To train on this file add: --split train"
+    elif hasattr(task, "n_train"):
+        hint = "Ask for some: --n-train 1000"
+    raise DataError(f"{problem}.", hint)
+
+
+def content_hash(source: Path) -> str:
+    """16 hex digits that change with what a model is read from: a file, or the files of a folder."""
+    files = [path for pattern in _READ for path in source.glob(pattern) if path.name not in _NOTES]
+    sha = hashlib.sha256()
+    for path in sorted(files) if source.is_dir() else [source]:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        sha.update(f"{path.name if source.is_dir() else ''}\x1f{content}\x1e".encode())
+    return sha.hexdigest()[:16]
 
 
 def digest(data: Data) -> str:

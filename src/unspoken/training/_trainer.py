@@ -85,12 +85,12 @@ def train(
     if resume not in ("auto", "never"):
         raise ConfigError(f"resume must be auto or never, not {resume!r}.")
     method, options = _setup.configure(method, options, given)
-    data = _setup.gather_data(task, data, options)  # type: ignore[arg-type]
+    data = _setup.gather_data(task, data, options, method)  # type: ignore[arg-type]
     output = Path(output).expanduser()
     _setup.require_trackers(options)
     arguments = _setup.arguments(options, output)
     _setup.check_processes(options, arguments)
-    identity = _setup.identity(method, model, data, options)
+    identity = _setup.identity(method, model, data, options, output)
     old = _prepare_folder(output, identity, resume, arguments)
     if old is not None and old["state"] == "finished":
         return TrainRun(output, old["metrics"], old["steps"], old["seconds"], already_finished=True)
@@ -140,7 +140,11 @@ class _Run:
         lm = _setup.build(model, method, data, options)
         old_size = len(lm.tokenizer)
         self.work: Work = method.prepare(lm, data, options)
-        self.weights = Weights(lm, _setup.add_adapters(lm, old_size, options) if options.lora_r else None)
+        self.weights = self.work.weights(lm) or Weights(
+            lm, _setup.add_adapters(lm, old_size, options) if options.lora_r else None
+        )
+        evaluated = self.work.splits
+        self.splits = [s for s in ("valid", "test") if getattr(data, s)] if evaluated is None else evaluated
         self.source = lm.source
         if options.gradient_checkpointing:
             lm.model.gradient_checkpointing_enable()
@@ -170,8 +174,10 @@ class _Run:
             self.loop = Loop(
                 self.weights.model, self.work, self.options, self.arguments, Hooks(self), progress
             )
-            if self.options.lora_r and (self.loop.is_fsdp_enabled or self.loop.is_deepspeed_enabled):
-                raise ConfigError("Adapters (lora_r) are trained on one process, or on several with DDP.")
+            if not self.weights.may_shard and (self.loop.is_fsdp_enabled or self.loop.is_deepspeed_enabled):
+                raise ConfigError(
+                    "Adapters (lora_r) and lenses are trained on one process, or on several with DDP."
+                )
             if progress.t < total:
                 self.loop.train()
             return self._finish()
@@ -195,7 +201,7 @@ class _Run:
         over = here.t >= self.loop.total
         if here.step % options.log_every == 0 or over:
             self._log_step()
-        if self.data.valid and not over and self._due(options.eval_every):
+        if "valid" in self.splits and not over and self._due(options.eval_every):
             self._evaluate("valid", generate=options.eval_generate, final=False)
         if self._due(options.save_every) or over:  # a failure in the last evaluation is not to cost the run
             self._save()
@@ -279,8 +285,8 @@ class _Run:
         _wait(self.arguments)
 
     def _finish(self) -> TrainRun:
-        metrics = self._evaluate("valid", generate=True, final=True) if self.data.valid else {}
-        if self.data.test:
+        metrics = self._evaluate("valid", generate=True, final=True) if "valid" in self.splits else {}
+        if "test" in self.splits:
             tested = self._evaluate("test", generate=True, final=True)
             metrics = {**metrics, **{f"test_{key}": value for key, value in tested.items()}}
         seconds = self.before + time.perf_counter() - self.started

@@ -54,6 +54,11 @@ class Weights:
         self.tokenizer, self.source, self.adapted = lm.tokenizer, lm.source, adapted
         self._view: CausalLM | None = None
 
+    @property
+    def may_shard(self) -> bool:
+        """Whether FSDP and DeepSpeed may share them out."""
+        return self.adapted is None
+
     @contextlib.contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
         """The model without adapters: itself, or inside the context one of its class with them merged."""
@@ -95,7 +100,7 @@ class Weights:
     # Writing
 
     def save(
-        self, loop: Loop, folder: Path, strategy: Strategy, provenance: dict[str, Any], *, write: bool
+        self, loop: Loop, folder: Path, strategy: Strategy | None, provenance: dict[str, Any], *, write: bool
     ) -> None:
         """Write the model as a plain Hugging Face folder. Every process calls it, one writes."""
         sharded = loop.is_fsdp_enabled or loop.is_deepspeed_enabled

@@ -10,6 +10,7 @@ from unspoken.errors import ConfigError
 from unspoken.lm.checkpoint import set_question_template
 from unspoken.training._base import Data, Method
 from unspoken.training._edit import Knobs
+from unspoken.training._internalize_presets import DEFAULTS, PRESETS
 from unspoken.training._resize import add_words, grow_positions
 from unspoken.training._rows import Rows, Template, single_id
 from unspoken.training._schedule import Schedule
@@ -20,58 +21,6 @@ if TYPE_CHECKING:
     from unspoken.training._options import Options
 
 Preset = Literal["no_cot", "explicit_cot", "icot_si", "filler_replace", "filler_fixed", "seed_switch"]
-
-DEFAULTS: dict[str, Any] = {
-    "schedule": "count",
-    "unit": "token",
-    "remove_per_epoch": 8.0,
-    "remove_every_n_step": 0,
-    "remove_start_from": 0.0,
-    "remove_all_when_remove_beyond": math.inf,
-    "pretrain_epochs": 0.0,
-    "remove_from_n_steps": 0,
-    "removal_smoothing_lambda": math.inf,
-    "removal_side": "left",
-    "reset_optimizer": False,
-    "switch_from_n_rate": 0.0,
-    "ramp_end": 0.8,
-    "mode": "drop",
-    "fill_pattern": "prefix",
-    "fill_kind": "single",
-    "fill_target": "ignore",
-    "fill_ratio": 1.0,
-    "n_fillers": 0,
-    "force_sep2": True,
-    "sample_fillers": False,
-    "sep_mode": "eos",
-    "sep1": "",
-    "sep2": "",
-}
-
-_STEPWISE: dict[str, Any] = {"removal_smoothing_lambda": 4.0, "reset_optimizer": True}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "no_cot": {"remove_start_from": math.inf},
-    "explicit_cot": {"pretrain_epochs": math.inf},
-    "icot_si": _STEPWISE,
-    "filler_replace": {**_STEPWISE, "mode": "replace"},
-    "filler_fixed": {**_STEPWISE, "mode": "fixed", "n_fillers": 8},
-    "seed_switch": {
-        "schedule": "switch",
-        "remove_from_n_steps": 5000,
-        "ramp_end": 1.0,
-        "mode": "ratio",
-        "fill_pattern": "random",
-        "fill_target": "fill",
-        "fill_kind": "text",
-        "fill_text": "<|pause|>",
-        "force_sep2": False,
-        "sample_fillers": True,
-        "sep_mode": "distinct",
-        "sep1": "<|start|>",
-        "sep2": "<|ready|>",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -122,7 +71,8 @@ class Internalize(Method):
     reset_optimizer: bool | None = None
     """Forget the optimizer's state whenever a unit more is removed (default false)."""
     gate_accuracy: float = 0.98
-    """Token accuracy over the last 20 micro-batches at which accuracy_gated removes the next unit."""
+    """Token accuracy over the last 20 micro-batches, of rows without a random offset, at which accuracy_gated removes
+    the next unit."""
     gate_max_steps: int = 0
     """Micro-batches after which accuracy_gated removes the next unit anyhow; 0 waits."""
     joint_beta: float = 1.0
@@ -167,8 +117,9 @@ class Internalize(Method):
     """Let the model write its fillers one by one when decoding (default false; seed_switch true)."""
 
     remove_separator: bool = False
-    """Count the separator before the answer and `####` as the end of the chain: when all of it is removed, the answer
-    stands where the first token of the chain stood, and the model need not move what it has learnt to compute there."""
+    """Remove the separator before the answer and `####` with the last token of the chain (with removal_side right, with
+    the first that goes): the answer then stands where the first token of the chain stood, and the model need not move
+    what it has learnt to compute there."""
 
     sep_mode: Literal["eos", "distinct", "custom"] | None = None
     """Separators: the end token (eos, default), new tokens <sep1> and <sep2> (distinct), or sep1 and sep2 (custom)."""

@@ -1,0 +1,1 @@
+"""The lab's server and page, and the OpenAI-compatible interface."""
