@@ -25,14 +25,17 @@ KEPT = ("config.json", "generation_config.json", "model.safetensors", "unspoken.
 TRAIN = {
     "tiny-arithmetic": ["-c", "recipes/cpu_sums.yaml"],
     "tiny-filler": ["-c", "recipes/cpu_sum3lite.yaml"],
+    "tiny-icot-modsum": ["-c", "recipes/cpu_modsum.yaml"],
 }
 ABOUT = {
     "tiny-arithmetic": "Sums of five one-digit numbers, with running totals in a thinking block.",
     "tiny-filler": "Do three of five numbers sum to 0 modulo 16? Ten filler tokens in place of a chain of thought.",
+    "tiny-icot-modsum": "Sums of six numbers modulo 5, answered at once: its chain of thought was removed step by step.",
 }
 TEST = {
     "tiny-arithmetic": ("sums", {"n_test": 500}, un.ChainOfThought(temperature=1.0)),
     "tiny-filler": ("sum3lite", {"n": 5, "m": 16, "n_test": 500}, None),
+    "tiny-icot-modsum": ("modsum", {"n": 6, "p": 5, "n_test": 500}, None),
 }
 
 

@@ -351,7 +351,7 @@ def test_cancelling_ends_a_row_within_one_step_and_no_other(lm: CausalLM, case: 
     asked = requests(case.strategy())
     # The row with the most work; of a choice among sequences, the one that is kept may be shown only at the end.
     last = 0 if about_sequences(case) else 2
-    patient = max(alone(lm, case).values(), key=lambda g: (g.usage.tokens + g.usage.latent_steps)).row
+    patient = max(alone(lm, case).values(), key=lambda g: g.usage.tokens + g.usage.latent_steps).row
     patient = int(patient)
     asked[patient].sink = lambda event: (
         asked[patient].cancel() if isinstance(event, Step) and event.index == last else None

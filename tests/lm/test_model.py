@@ -415,7 +415,14 @@ def test_one_prompt_gives_a_generation_and_many_a_list_in_order(tiny_lm: Tiny) -
 
 def test_options_reach_the_strategy(tiny_lm: Tiny) -> None:
     lm: Any = tiny_lm("llama")
-    options = {"max_new_tokens": 7, "seed": 3, "batch_size": 2, "trace": "full", "stop": "x", "record": "inputs"}
+    options = {
+        "max_new_tokens": 7,
+        "seed": 3,
+        "batch_size": 2,
+        "trace": "full",
+        "stop": "x",
+        "record": "inputs",
+    }
     events = list(lm.stream("a", Echo(), **options))
     assert [type(e) for e in events] == [Step, Done]
     assert Echo.seen[-1] == (lm, ["a"], {**options, "stop": ("x",), "record": ("inputs",), "live": True})

@@ -274,7 +274,7 @@ class Tokens:
 
     def then(self, memory: dict[str, Any]) -> Tokens:
         """With what a proposal remembered after them."""
-        new = Laws.gather(memory.get("laws", ()))
+        new = Laws.gather(memory.pop("laws", ()))
         laws = self.laws if new is None else new if self.laws is None else self.laws.then(new)
         return Tokens(self.lp + memory.get("lp", []), self.lq + memory.get("lq", []), laws)
 

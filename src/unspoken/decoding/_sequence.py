@@ -379,7 +379,11 @@ class Conductor:
         for spawn, branch in zip(spawns, owner.branches, strict=True):
             if spawn.shown:
                 yield from self._show(owner, branch.steps)
-            self.jobs.append(Job(owner, spawn, branch))
+        # Ahead of those that wait: chains under way end before others begin, and few are held at once.
+        self.jobs.extendleft(
+            Job(owner, spawn, branch)
+            for spawn, branch in reversed(list(zip(spawns, owner.branches, strict=True)))
+        )
 
     def _show(self, owner: Open, steps: list[Step]) -> Iterator[Report]:
         """Bring whoever folds the events from the steps shown to these."""

@@ -70,7 +70,8 @@ class PowerSampling(SequenceStrategy):
     max_swap: bool = False
     """Accept only what is likelier (alpha infinite): a hill climb, not a sampler."""
     early_rejection: bool = True
-    """End a proposal as soon as it is sure to be rejected. The law stays the same."""
+    """End a proposal as soon as it is sure to be rejected; possible where temperature is at least 1/alpha and at most 1.
+    The law stays the same."""
     skip_agreement: bool = True
     """Draw the part of a proposal that repeats the present answer from the laws kept there, without a forward. The
     law stays the same."""
@@ -113,6 +114,10 @@ class PowerSampling(SequenceStrategy):
             value = getattr(self, name)
             if value is not None and value < least:
                 found.append(f"{name} must be at least {least}, not {value}.")
+        if self.mode == "reference" and (self.cut != "corrected" or self.stop_mode == "full"):
+            found.append(
+                "The published loop has its own cuts and stop: leave cut and stop_mode to mode='exact'."
+            )
         if self.final_steps is not None and (self.stop_mode != "final" or self.mode == "reference"):
             found.append("final_steps belongs to stop_mode='final' of mode='exact'.")
         return found
@@ -336,6 +341,7 @@ class _Chain:
             "mode": s.mode,
             "alpha": math.inf if s.max_swap else s.alpha,
             "temperature": s.target.tau,
+            "early_rejection": s.early_rejection and s.target.monotone and s.mode == "exact",
             "moves": self.proposals,
             "acceptance": self.accepted / made,
             "acceptance_by_block": [a / p if p else None for p, a in self.by_block],

@@ -56,7 +56,7 @@ class AlpacaEval(Task):
         assert self.data is not None
         named = row.get("id")
         return Example(
-            id=f"{Path(self.data).stem}-{index:05d}" if named is None else str(named),
+            id=f"{Path(self.data).stem}-{index:05d}" if named in (None, "") else str(named),
             question=text_field(row, "instruction"),
             answer=None,
             meta={"dataset": row["dataset"]} if "dataset" in row else {},

@@ -238,7 +238,7 @@ export class Column {
     this.painted = state;
     this.paintStatus(state);
     this.paintSparks(state);
-    this.paintResult(state);
+    if (finished || !state.done) this.paintResult(state); // the result comes when all of its steps are there
     return finished;
   }
 

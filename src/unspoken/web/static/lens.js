@@ -4,7 +4,12 @@ import { call } from "./stream.js";
 import { glyphs, num } from "./tokens.js";
 
 export const MOST = 48; // steps of one grid
-const METRICS = { kl: "KL to the final law", entropy: "entropy", prob: "probability of the top token", rank: "rank of the final token" };
+const METRICS = {
+  kl: "KL to the final law",
+  entropy: "entropy",
+  prob: "probability of the top token",
+  rank: "rank of the final token",
+};
 const LOGARITHMIC = new Set(["rank"]);
 
 /**
@@ -23,7 +28,10 @@ export function scaled(values, metric, layers = []) {
       high = Math.max(high, size(v));
     }
   }
-  const shade = (v) => (typeof v !== "number" || !Number.isFinite(v) ? null : high > low ? Math.min(1, Math.max(0, (size(v) - low) / (high - low))) : 0);
+  const shade = (v) => {
+    if (typeof v !== "number" || !Number.isFinite(v)) return null;
+    return high > low ? Math.min(1, Math.max(0, (size(v) - low) / (high - low))) : 0;
+  };
   const back = (v) => (!Number.isFinite(v) ? null : LOGARITHMIC.has(metric) ? Math.exp(v) : v);
   return { shades: values.map((row) => row.map(shade)), low: back(low), high: back(high) };
 }

@@ -130,12 +130,14 @@ class Lab {
   }
 
   details(column) {
-    const { start, notes } = column.state;
+    const { start, notes, done } = column.state;
+    const { model, seed, max_new_tokens, thresholds, end_ids } = start;
+    const about = { model, seed, max_new_tokens, thresholds, end_ids, run: done?.run };
     const part = (title, text) => [el("h3", {}, title), el("pre", { tabIndex: 0 }, text)];
     $("details-body").replaceChildren(
       ...part(`Prompt, ${start.prompt_tokens} tokens`, start.prompt_text || ""),
       ...part("Strategy", JSON.stringify(start.strategy, null, 2)),
-      ...part("Run", JSON.stringify({ model: start.model, seed: start.seed, max_new_tokens: start.max_new_tokens, thresholds: start.thresholds, end_ids: start.end_ids, run: column.state.done?.run }, null, 2)),
+      ...part("Run", JSON.stringify(about, null, 2)),
       ...part("Notes", JSON.stringify(notes, null, 2)));
     $("details").showModal();
   }
