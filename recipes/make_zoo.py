@@ -30,7 +30,7 @@ TRAIN = {
 ABOUT = {
     "tiny-arithmetic": "Sums of five one-digit numbers, with running totals in a thinking block.",
     "tiny-filler": "Do three of five numbers sum to 0 modulo 16? Ten filler tokens in place of a chain of thought.",
-    "tiny-icot-modsum": "Sums of six numbers modulo 5, answered at once: its chain of thought was removed step by step.",
+    "tiny-icot-modsum": "Sums of six numbers modulo 5, answered at once: the chain was removed step by step.",
 }
 TEST = {
     "tiny-arithmetic": ("sums", {"n_test": 500}, un.ChainOfThought(temperature=1.0)),

@@ -70,8 +70,8 @@ class PowerSampling(SequenceStrategy):
     max_swap: bool = False
     """Accept only what is likelier (alpha infinite): a hill climb, not a sampler."""
     early_rejection: bool = True
-    """End a proposal as soon as it is sure to be rejected; possible where temperature is at least 1/alpha and at most 1.
-    The law stays the same."""
+    """End a proposal as soon as it is sure to be rejected; works for temperatures from 1/alpha to 1. The law stays
+    the same."""
     skip_agreement: bool = True
     """Draw the part of a proposal that repeats the present answer from the laws kept there, without a forward. The
     law stays the same."""
