@@ -17,7 +17,7 @@ IDS = [20, 31, 42, 53, 64, 75, 86, 97, 108, 119, 130]
 @cache
 def lens_lm(family: str, layers: int = 4) -> CausalLM:
     """A tiny random model with enough layers to tell them apart; gemma2 caps its logits and scales its embeddings."""
-    from conftest import make_tokenizer
+    from tiny_models import make_tokenizer
     from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
 
     tokenizer = make_tokenizer()

@@ -34,7 +34,7 @@ QUIET: dict[str, Any] = {"quiet": True, "row_tokens": 16, "save_every": 0, "eval
 @cache
 def deep_lm() -> un.CausalLM:
     """A random model of 4 blocks whose last law is far from those of the blocks before."""
-    from conftest import make_tokenizer
+    from tiny_models import make_tokenizer
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     tokenizer = make_tokenizer()
