@@ -173,3 +173,21 @@ def test_options_share_no_name_with_a_task_or_strategy(kind: str) -> None:
     own = {field.name for field in dataclasses.fields(LensOptions)}
     for name in registry.names():
         assert not own & {field.name for field in dataclasses.fields(registry.find(name))}, name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["text", "--limit", "3"], "--limit counts the problems of a task"),
+        (["text", "--max-new-tokens", "3"], "name a strategy"),
+        (["text", "--metric", "answer_rank"], "give it with --answer"),
+        (["--task", "sums", "--metric", "cross_entropy"], "--positions prompt"),
+        (["--task", "sums", "--metric", "gold_rank"], "add --gold"),
+    ],
+)
+def test_options_without_effect_are_refused_before_anything_is_read(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lens", *words, "-m", "no-such-model", "-o", str(tmp_path / "out")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

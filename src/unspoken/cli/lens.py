@@ -146,9 +146,33 @@ def lens_command(words: list[str]) -> int:
             "There is nothing to read.",
             'Write: unspoken lens "The capital of France is" -m MODEL, or: unspoken lens --task gsm8k --limit 5',
         )
-    if options.gold and strategy is not None:
-        raise ConfigError("--gold reads the task's own solution; leave it out, or the strategy.")
-    return _Run(_settled(options, original, strategy is not None), task, strategy).run()
+    settled = _settled(options, original, strategy is not None)
+    problems = _contradictions(settled, flags, answers=strategy is not None)
+    if problems:
+        raise ConfigError(problems)
+    return _Run(settled, task, strategy).run()
+
+
+def _contradictions(options: LensOptions, flags: set[str], *, answers: bool) -> list[str]:
+    """What can be seen to have no effect or no value before anything is read."""
+    found = []
+    if options.task is None and flags & {"limit", "n_problems"}:
+        found.append("--limit counts the problems of a task; leave it out with a text.")
+    if options.gold and answers:
+        found.append("--gold reads the task's own solution; leave it out, or the strategy.")
+    if "max_new_tokens" in flags and not answers:
+        found.append(
+            "--max-new-tokens is for an answer that is generated first: name a strategy, such as cot."
+        )
+    if options.metric.startswith("answer_") and options.task is None and not options.answer:
+        found.append(f"{options.metric} follows an answer: give it with --answer.")
+    follows = options.metric == "cross_entropy" or options.metric.startswith("gold_")
+    if follows and options.positions == "last" and not (options.gold or answers):
+        found.append(
+            f"{options.metric} needs the token that follows, and nothing follows a prompt's last one: add --gold, or "
+            "--positions prompt."
+        )
+    return found
 
 
 def _flags(line: Line) -> set[str]:

@@ -320,3 +320,15 @@ def systematic(weights: Sequence[float], count: int, seed: int) -> list[int]:
             reached += weights[index]
         chosen.append(index)
     return chosen
+
+
+def uniforms(seed: int, count: int) -> Tensor:
+    """[count] float64, the first uniform numbers of a move: its cut, its decision, then one for each token."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def generator_after(seed: int, used: int) -> torch.Generator:
+    """The generator of a move after some of its numbers: one for each element, however they are drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.rand(used, generator=generator, dtype=torch.float64)
+    return generator

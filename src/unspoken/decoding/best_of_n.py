@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unspoken.decoding._base import Row
-from unspoken.decoding._sequence import Branch, OneOfMany, Work, described
+from unspoken.decoding._candidates import OneOfMany, described
+from unspoken.decoding._sequence import Branch, Work
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unspoken.decoding import _prompt
 from unspoken.decoding._base import Prompt, Row, derive_seed
+from unspoken.decoding._candidates import described
 from unspoken.decoding._power import Proposal, draw, effective_size, log_mean, normalised
-from unspoken.decoding._sequence import SequenceStrategy, Spawn, Work, described
+from unspoken.decoding._sequence import SequenceStrategy, Spawn, Work
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM

@@ -9,11 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from unspoken.decoding import _prompt
 from unspoken.decoding._base import Prompt, Request, Row, derive_seed
-from unspoken.decoding._power import Bound, Proposal, Target, Tokens
+from unspoken.decoding._power import Bound, Proposal, Target, Tokens, generator_after, uniforms
 from unspoken.decoding._sequence import REJECTED, Branch, Decided, SequenceStrategy, Spawn, Work
 from unspoken.errors import ConfigError, RunError
 
@@ -232,7 +231,7 @@ class _Chain:
         """One Metropolis-Hastings step."""
         target, n = self.strategy.target, state.n
         seed = derive_seed(self.row.request.seed, "move", block, step)
-        u_cut, u_accept = _uniforms(seed, 2).tolist()
+        u_cut, u_accept = uniforms(seed, 2).tolist()
         cut = int(u_cut * (n if target.corrected else cap))
         self.proposals += 1
         if cut >= n:
@@ -262,7 +261,7 @@ class _Chain:
             parent=state.branch,
             keep=apart,
             decided=token,
-            generator=_generator(seed, 2 + apart - cut + (token is not None)),
+            generator=generator_after(seed, 2 + apart - cut + (token is not None)),
             memory={"bound": bound} if early else {},
         )
         (branch,) = yield [spawn]
@@ -301,7 +300,7 @@ class _Chain:
         if laws is None:
             return cut, None
         laws = laws.rows(cut)
-        uniform = _uniforms(seed, 2 + state.n - cut)[2:]
+        uniform = uniforms(seed, 2 + state.n - cut)[2:]
         places = laws.places(uniform)
         inside = places < laws.ids.shape[-1]
         places = places.clamp(max=laws.ids.shape[-1] - 1)
@@ -371,9 +370,9 @@ class _Chain:
             before = self.proposals, self.accepted
             for step in range(s.mcmc_steps):
                 seed = derive_seed(self.row.request.seed, "move", block, step)
-                u_cut, u_accept = _uniforms(seed, 2).tolist()
+                u_cut, u_accept = uniforms(seed, 2).tolist()
                 n, cut = state.n, int(u_cut * state.n)
-                generator = _generator(seed, 2)
+                generator = generator_after(seed, 2)
                 spawn = Spawn(
                     self.inner,
                     n - cut,
@@ -408,15 +407,3 @@ def _with(kept: Tokens, token: Decided, old: Tokens, place: int) -> Tokens:
     law = old.laws.rows(place, place + 1)
     laws = law if kept.laws is None else kept.laws.then(law)
     return Tokens([*kept.lp, token.logprob], [*kept.lq, token.sampled_logprob], laws)
-
-
-def _uniforms(seed: int, count: int) -> Tensor:
-    """[count] float64, the first uniform numbers of a move: its cut, its decision, then one for each token."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _generator(seed: int, used: int) -> torch.Generator:
-    """The generator of a move after some of its numbers: one for each element, however they are drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.rand(used, generator=generator, dtype=torch.float64)
-    return generator

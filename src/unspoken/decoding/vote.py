@@ -11,7 +11,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unspoken.decoding._base import Answers, Row
-from unspoken.decoding._sequence import Branch, OneOfMany, Work, described
+from unspoken.decoding._candidates import OneOfMany, described
+from unspoken.decoding._sequence import Branch, Work
 from unspoken.errors import RunError
 
 if TYPE_CHECKING:

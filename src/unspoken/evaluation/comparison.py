@@ -9,7 +9,7 @@ from typing import Any
 
 from unspoken.errors import ConfigError
 from unspoken.evaluation import stats
-from unspoken.evaluation._folder import flatten
+from unspoken.evaluation._comparable import setting_warnings
 from unspoken.evaluation._text import (
     markdown,
     markdown_table,
@@ -208,7 +208,7 @@ def compare(*runs: Run | str | Path) -> Comparison:
         )
     names = _names(found)
     found, warnings = _align(found, names)
-    warnings += _setting_warnings(found, names)
+    warnings += setting_warnings(found, names)
     first = _entry(found[0], names[0])
     entries = [first] + [
         _against(found[0], first, run, name) for run, name in zip(found[1:], names[1:], strict=True)
@@ -247,7 +247,7 @@ def _against(base: Run, first: Entry, run: Run, name: str) -> Entry:
     entry = _entry(run, name)
     theirs, mine = base.by_example(), run.by_example()
     pairs = [(theirs[example], mine[example]) for example in theirs]
-    votes = [(_vote(base, a), _vote(run, b)) for a, b in pairs]
+    votes = [(majority_is_correct(base, a), majority_is_correct(run, b)) for a, b in pairs]
     difference = stats.paired_difference(
         [_share(a) for a, _ in pairs],
         [_share(b) for _, b in pairs],
@@ -295,7 +295,7 @@ def _share(group: list[ResultRow]) -> float:
     return sum(row.correct for row in group) / len(group)
 
 
-def _vote(run: Run, group: list[ResultRow]) -> bool:
+def majority_is_correct(run: Run, group: list[ResultRow]) -> bool:
     """Whether the most frequent answer of an example is correct; of a tie the earliest counts."""
     votes = [vote for vote in run.votes(group) if vote is not None]
     if not votes:
@@ -355,70 +355,3 @@ def _align(runs: list[Run], names: list[str]) -> tuple[list[Run], list[str]]:
         )
         runs = [run.only(common) for run in runs]
     return runs, warnings
-
-
-_MUST_AGREE = {
-    "task.version": "grader and prompt version",
-    "model.source": "model",
-    "model.dtype": "dtype",
-    "model.attn": "attention implementation",
-    "model.depth.name": "depth",
-}
-
-
-def _setting_warnings(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """Why each run may not be comparable with the first."""
-    warnings = []
-    base, base_name = runs[0], names[0]
-    first = {**flatten(base.config), "budget": _budget(base)}
-    for run, name in zip(runs[1:], names[1:], strict=True):
-        other = {**flatten(run.config), "budget": _budget(run)}
-        keys = [k for k in dict.fromkeys([*first, *other]) if k.startswith(("task.", "model."))]
-        if not any(key.startswith("task.") for key in first) or not any(
-            key.startswith("task.") for key in other
-        ):
-            warnings.append(
-                f"{name} and {base_name}: task, prompt and grader cannot be checked, they were not recorded."
-            )
-            keys = [key for key in keys if key in first and key in other]
-        for key in [*keys, "budget"]:
-            if first.get(key) == other.get(key):
-                continue
-            what = {"budget": "budget of steps", "task.examples_hash": "data"}.get(key) or _MUST_AGREE.get(
-                key, key
-            )
-            values = (
-                "" if key == "task.examples_hash" else f" ({other.get(key)!r} against {first.get(key)!r})"
-            )
-            warnings.append(
-                f"{name} and {base_name} differ in {what}{values}: accuracies may not be comparable."
-            )
-        samples = [r.summary.samples for r in (run, base)]
-        if samples[0] != samples[1]:
-            warnings.append(
-                f"{name} has {samples[0]} samples an example and {base_name} {samples[1]}: "
-                "they are paired by the mean of each example."
-            )
-        machine = [k for k in ("batch_size", "device", "trace") if first.get(k) != other.get(k)]
-        machine += [
-            k
-            for k in ("device_name", "torch_threads", "torch")
-            if base.environment.get(k) != run.environment.get(k)
-        ]
-        if machine and run.wall_seconds and base.wall_seconds:
-            warnings.append(
-                f"{name} and {base_name} differ in {', '.join(machine)}: seconds are not comparable."
-            )
-    for run, name in zip(runs, names, strict=True):
-        if run.state != "complete":
-            warnings.append(f"{name} is {'not finished' if run.state == 'running' else run.state}.")
-        if run.errors:
-            warnings.append(f"{name}: {len(run.errors)} rows failed and are counted nowhere.")
-    if any(run.summary.samples > 1 for run in runs):
-        warnings.append("With several samples an example, McNemar's test compares the majority votes.")
-    return warnings
-
-
-def _budget(run: Run) -> Any:
-    """The most steps an answer may take; a strategy's own total counts before the general one."""
-    return run.config.get("strategy", {}).get("T_total") or run.config.get("max_new_tokens")

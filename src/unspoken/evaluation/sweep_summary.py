@@ -18,7 +18,7 @@ from unspoken.evaluation._folder import is_run_folder, read_folder
 from unspoken.evaluation._grid import Manifest, depth_slug, read_manifests, slug
 from unspoken.evaluation._sweep_line import COLUMNS, HEADERS, Line, cells, record
 from unspoken.evaluation._text import table
-from unspoken.evaluation.comparison import _vote
+from unspoken.evaluation.comparison import majority_is_correct
 from unspoken.evaluation.grading import opinions
 from unspoken.evaluation.records import Run
 from unspoken.lm.depth import Kept
@@ -294,7 +294,10 @@ def _tested(line: Line, base: Line | None) -> Line:
         shared = theirs.keys() & mine.keys()
     if not shared:
         return line
-    votes = [(_vote(base.run, theirs[name]), _vote(line.run, mine[name])) for name in shared]
+    votes = [
+        (majority_is_correct(base.run, theirs[name]), majority_is_correct(line.run, mine[name]))
+        for name in shared
+    ]
     p = stats.mcnemar(sum(a and not b for a, b in votes), sum(b and not a for a, b in votes))
     return replace(line, p=p, paired=len(shared))
 

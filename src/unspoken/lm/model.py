@@ -18,6 +18,7 @@ from unspoken.errors import ConfigError, ModelError, RunError
 from unspoken.lm import checkpoint, sources
 from unspoken.lm.anatomy import find_anatomy, text_config
 from unspoken.lm.depth import Depth, Kept
+from unspoken.lm.placement import DTYPES, device_of, dtype_of
 from unspoken.lm.tokens import Tokens
 from unspoken.lm.view import shared_view
 from unspoken.types import Event, Generation, Message, Trace, fold
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager")
 _SAMPLED_ELEMENTS = 32
 
@@ -70,7 +70,7 @@ def load(
     if attn not in ATTENTION:
         problems.append(f"attn must be {' or '.join(ATTENTION)}, not {attn!r}.")
     try:
-        where = _device(device)
+        where = device_of(device)
     except ConfigError as error:
         problems.extend(error.problems)
     if problems:
@@ -79,7 +79,7 @@ def load(
     config = sources.read_config(found, trust_remote_code=trust_remote_code)
     tokenizer = sources.read_tokenizer(found, trust_remote_code=trust_remote_code)
     model = sources.read_model(
-        found, config, dtype=_dtype(dtype, config, where), attn=attn, trust_remote_code=trust_remote_code
+        found, config, dtype=dtype_of(dtype, config, where), attn=attn, trust_remote_code=trust_remote_code
     )
     try:
         model.to(where)  # type: ignore[arg-type]
@@ -421,31 +421,3 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool]:
                 "messages or a list of ids."
             )
     return items, True
-
-
-def _device(name: str) -> torch.device:
-    """The device called so.
-
-    Raises:
-        ConfigError: If torch knows no such device or there is none.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = ", ".join(["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))])
-    if name == "auto":
-        return torch.device("cuda" if gpus else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}). On this computer: {here}.") from error
-    return device
-
-
-def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cpu":
-        return torch.float32
-    own = config.get_text_config(decoder=True).dtype
-    return own if own in (torch.bfloat16, torch.float16) else torch.bfloat16
