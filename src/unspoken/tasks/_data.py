@@ -121,7 +121,10 @@ def read_text(path: Path) -> str:
         # Bytes that are no UTF-8 stay as lone surrogates, so that only the lines holding them are broken.
         return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise DataError(f"Cannot read the data file {str(path)!r}: {error.strerror}.") from error
+        raise DataError(
+            f"Cannot read the data file {str(path)!r}: {error.strerror}.",
+            f"Looked in {str(Path.cwd())!r}; name a file that is there (--data, --train_path, --texts).",
+        ) from error
 
 
 Numbered = tuple[int, Any, str | None]  # line, value, reason why it could not be read
