@@ -44,11 +44,13 @@ chromium:
 		apt-get update -q && apt-get install -q -y chromium || echo "Chromium could not be installed: browser tests skip."; \
 	else echo "No Chromium here, and only root can install it (apt-get install chromium): browser tests skip."; fi
 
+# One worker a core, each with one thread: tiny models gain nothing from more. A file stays with one worker, whose
+# models its tests share.
 test: setup lint chromium
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not slow and not real_model'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m 'not slow and not real_model'
 
 lint: setup
 	$(BIN)/ruff check .
