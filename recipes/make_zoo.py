@@ -1,6 +1,6 @@
 """Make the tiny models of the zoo again, from their recipes, and write their cards.
 
-    python recipes/make_zoo.py                       # all of them, about 10 minutes on one CPU core
+    python recipes/make_zoo.py                       # all of them, about 20 minutes on one CPU core
     python recipes/make_zoo.py tiny-arithmetic -o runs/zoo
     python recipes/make_zoo.py --only-pack           # from runs that are there
 
@@ -26,15 +26,18 @@ TRAIN = {
     "tiny-arithmetic": ["-c", "recipes/cpu_sums.yaml"],
     "tiny-filler": ["-c", "recipes/cpu_sum3lite.yaml"],
     "tiny-icot-modsum": ["-c", "recipes/cpu_modsum.yaml"],
+    "tiny-icot-mult": ["-c", "recipes/cpu_multiplication.yaml"],
 }
 ABOUT = {
     "tiny-arithmetic": "Sums of five one-digit numbers, with running totals in a thinking block.",
     "tiny-filler": "Do three of five numbers sum to 0 modulo 16? Ten filler tokens in place of a chain of thought.",
+    "tiny-icot-mult": "Products of two-digit numbers, answered at once: the chain was removed step by step.",
     "tiny-icot-modsum": "Sums of six numbers modulo 5, answered at once: the chain was removed step by step.",
 }
 TEST = {
     "tiny-arithmetic": ("sums", {"n_test": 500}, un.ChainOfThought(temperature=1.0)),
     "tiny-filler": ("sum3lite", {"n": 5, "m": 16, "n_test": 500}, None),
+    "tiny-icot-mult": ("multiplication", {"digits": 2, "n": 500, "n_valid": 500, "n_train": 7100}, None),
     "tiny-icot-modsum": ("modsum", {"n": 6, "p": 5, "n_test": 500}, None),
 }
 

@@ -81,12 +81,12 @@ def test_a_checkpoint_remembers_a_nested_strategy(
 def test_an_evaluation_records_it_and_goes_on(tiny_lm: Callable[[str], un.CausalLM], tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     options: dict[str, Any] = {"output": tmp_path / "run", "max_new_tokens": 4, "limit": 2}
-    first = un.evaluate(lm, "arithmetic", un.Vote(un.BeamSearch(2), n=2), **options)
+    first = un.evaluate(lm, "arithmetic", un.Vote(un.BeamSearch(2), n=1), **options)
     recorded = first.config["strategy"]
     assert (
         recorded["name"] == "vote" and recorded["inner"]["name"] == "beam" and recorded["inner"]["width"] == 2
     )
-    again = un.evaluate(lm, "arithmetic", un.Vote(un.BeamSearch(2), n=2), **options)
+    again = un.evaluate(lm, "arithmetic", un.Vote(un.BeamSearch(2), n=1), **options)
     assert again.rows == first.rows
     with pytest.raises(ConfigError, match=r"inner\.width"):
-        un.evaluate(lm, "arithmetic", un.Vote(un.BeamSearch(3), n=2), **options)
+        un.evaluate(lm, "arithmetic", un.Vote(un.BeamSearch(3), n=1), **options)

@@ -28,6 +28,7 @@ _HOME = {
     "ChainOfThought": "unspoken.decoding.cot",
     "Filler": "unspoken.decoding.filler",
     "Importance": "unspoken.decoding.importance",
+    "LookAhead": "unspoken.decoding.lookahead",
     "PowerSMC": "unspoken.decoding.smc",
     "PowerSampling": "unspoken.decoding.power",
     "SoftThinking": "unspoken.decoding.soft",
@@ -74,6 +75,7 @@ __all__ = [
     "Importance",
     "Internalize",
     "LogitLens",
+    "LookAhead",
     "Note",
     "PowerSMC",
     "PowerSampling",
@@ -120,6 +122,7 @@ if TYPE_CHECKING:
     from unspoken.decoding.cot import ChainOfThought
     from unspoken.decoding.filler import Filler
     from unspoken.decoding.importance import Importance
+    from unspoken.decoding.lookahead import LookAhead
     from unspoken.decoding.power import PowerSampling
     from unspoken.decoding.smc import PowerSMC
     from unspoken.decoding.soft import SoftThinking

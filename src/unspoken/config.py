@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import re
 import textwrap
 import types
@@ -210,12 +211,14 @@ def coerce(value: Any, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        for option in args:
-            if option is not type(None):
-                try:
-                    return coerce(value, option)
-                except ValueError:
-                    continue
+        options = [option for option in args if option is not type(None)]
+        if len(options) == 1:
+            return coerce(value, options[0])  # its own message says more
+        for option in options:
+            try:
+                return coerce(value, option)
+            except ValueError:
+                continue
     elif origin is Literal:
         if value in args and not (isinstance(value, bool) and True not in args and False not in args):
             return value
@@ -233,6 +236,8 @@ def coerce(value: Any, hint: Any) -> Any:
             return dict(value)
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if value in ("inf", "-inf"):  # as `json_ready` writes them
             return float(value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
@@ -287,6 +292,18 @@ def describe(hint: Any) -> str:
         return f"a {registry.kind}, its name, or a mapping of its name and fields"
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def json_ready(values: Any) -> Any:
+    """Plain values as JSON knows them: it has no infinite numbers, which become the texts `inf` and `-inf`.
+
+    `coerce` reads them back. What is not a number at all becomes null.
+    """
+    if isinstance(values, float) and not math.isfinite(values):
+        return None if math.isnan(values) else str(values)
+    if isinstance(values, Mapping):
+        return {str(key): json_ready(value) for key, value in values.items()}
+    return [json_ready(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 def fingerprint(values: Any) -> str:

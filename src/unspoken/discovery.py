@@ -88,7 +88,7 @@ class Registry:
         sys.modules[module_name] = module  # dataclasses look their module up here
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a file that ends the program is no module
             del sys.modules[module_name]
             raise ConfigError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
         return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from lens_help import FAMILIES, IDS, lens_lm, plain_logits, plain_metrics, plain
 from torch import Tensor
 
 from unspoken import ChainOfThought, Generation, LogitLens, SoftThinking
-from unspoken.analysis._lens_metrics import GROUPS
+from unspoken.analysis._lens_metrics import GROUPS, Ask, measure
 from unspoken.analysis._lens_states import last_kl, read_states
 from unspoken.analysis.lens import LastBlockLens, Lens
 from unspoken.errors import ConfigError, ModelError, RunError
@@ -98,6 +99,50 @@ def test_known_ids_only_leaves_padding_out_of_both_laws() -> None:
     expected = plain_metrics(plain_logits(lm, states)[..., :known], states, [*IDS[1:], 0], ANSWERS, 5)
     for name in ("kl", "js", "entropy", "final_rank", "answer_prob"):
         np.testing.assert_allclose(grid[name], expected[name].numpy(), rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_tokens_that_a_model_rules_out_count_nothing() -> None:
+    """Logits of minus infinity: the numbers are those of the law over the other tokens, and none is NaN."""
+    lm = lens_lm("llama")
+    known = len(lm.tokenizer)
+    model = copy.deepcopy(lm.model)
+    bias = torch.zeros(lm.vocab_size)
+    bias[known:] = -torch.inf
+    model.lm_head.bias = torch.nn.Parameter(bias)  # type: ignore[union-attr]
+    masked = CausalLM(model, lm.tokenizer)
+    logits = plain_logits(lm, plain_states(lm, embed(lm, IDS)))[..., :known]
+    expected = plain_metrics(logits, plain_states(lm, embed(lm, IDS)), [*IDS[1:], 0], ANSWERS, 5)
+    for lens in (LogitLens, LastBlockLens):
+        grid = lens(masked, metrics=ALL, top_k=5)(IDS, answers=ANSWERS)
+        other = lens(lm, metrics=ALL, top_k=5, known_ids_only=True)(IDS, answers=ANSWERS)
+        assert grid.last_kl < 1e-5
+        for name, array in grid.values.items():
+            np.testing.assert_allclose(array, other[name], rtol=2e-4, atol=2e-5, err_msg=name)
+            if lens is LogitLens and name in ("kl", "reverse_kl", "js", "entropy"):
+                np.testing.assert_allclose(array, expected[name].numpy(), rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_a_token_that_only_a_layer_rules_out_makes_the_divergence_infinite() -> None:
+    p, q = torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0, -torch.inf]])
+    ask = Ask(
+        ("kl", "reverse_kl", "js", "entropy"), 0, torch.tensor([-1]), torch.zeros(0, dtype=torch.long), 3, 1
+    )
+    states = torch.stack([q, p])
+    found = measure(states, states, ask, transform=lambda h, _: h, unembed=lambda h: h).values
+    assert found["kl"][:, 0].tolist() == [torch.inf, 0.0]
+    assert found["reverse_kl"][:, 0].tolist() == pytest.approx([np.log(2), 0.0])
+    assert found["js"][:, 0].tolist() == pytest.approx([1.5 * np.log(2) - 0.75 * np.log(3), 0.0], abs=1e-6)
+    assert found["entropy"][:, 0].tolist() == pytest.approx([0.0, np.log(2)])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_law_are_named(value: float) -> None:
+    lm = CausalLM(copy.deepcopy(lens_lm("llama").model), lens_lm("llama").tokenizer)
+    bias = torch.zeros(lm.vocab_size)
+    bias[3] = value
+    lm.model.lm_head.bias = torch.nn.Parameter(bias)  # type: ignore[union-attr]
+    with pytest.raises(RunError, match="not finite"):
+        LogitLens(lm)(IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -157,11 +157,11 @@ def test_generate(tiny_folder: Callable[[str], Path], capsys: pytest.CaptureFixt
 
 def test_eval_and_its_record(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     words = (
-        "eval arithmetic vote --inner beam --width 2 --strategy-n 2 --limit 1 --max-new-tokens 4 --quiet -m"
+        "eval arithmetic vote --inner beam --width 2 --strategy-n 1 --limit 1 --max-new-tokens 4 --quiet -m"
     )
     assert main([*words.split(), str(tiny_folder("llama")), "-o", str(tmp_path / "run")]) == 0
     recorded = un.load_run(tmp_path / "run").config["strategy"]
-    assert recorded["inner"]["name"] == "beam" and recorded["inner"]["width"] == 2 and recorded["n"] == 2
+    assert recorded["inner"]["name"] == "beam" and recorded["inner"]["width"] == 2 and recorded["n"] == 1
 
 
 def test_help_shows_the_flags_of_the_inner_strategy(capsys: pytest.CaptureFixture[str]) -> None:

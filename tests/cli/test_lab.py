@@ -77,7 +77,7 @@ def test_serve_keeps_nothing_and_asks_for_its_key(tiny_folder: Folder, tmp_path:
         headers = {"Authorization": "Bearer open-sesame"}
         body = {"model": "tiny", "prompt": "hi", "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
-        assert answer.status_code == 200 and answer.json()["choices"][0]["text"]
+        assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] > 0
         assert not (tmp_path / "unspoken").exists()
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 30
@@ -134,3 +134,35 @@ def test_without_the_packages_the_line_that_installs_them(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", "-m", "smollm2"]) == 1
     assert "pip install 'unspoken[lab]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["lab", "serve"])
+def test_mistakes_of_every_kind_are_listed_at_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--api-key", "short", "--port", "70000", "--max-waiting", "0", "--max-new-tokens", "0"]
+    assert main([command, "-m", "no/such-model-anywhere", *words]) == 2
+    said = capsys.readouterr().err
+    assert "4 problems" in said, said
+    for message in ("at least 8 characters", "port must be", "max_waiting must", "max_new_tokens must"):
+        assert said.count(message) == 1, said
+
+
+def test_a_folder_that_cannot_keep_runs_is_found_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["--history", str(tmp_path / "file" / "runs"), "--port", "0", "--no-browser"]
+    assert main(["lab", "-m", "no/such-model-anywhere", *words]) == 2
+    assert "Runs cannot be kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--allow-host"], ["--allow-host", "--port", "0"]])
+def test_a_host_that_is_allowed_has_a_name(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "-m", "no/such-model-anywhere", *words]) == 2
+    assert "--allow-host needs a name" in capsys.readouterr().err
+
+
+def test_help_says_what_no_browser_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "--help"]) == 0
+    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "--no-browser" in said and "Do not open the page in a browser." in said
+    assert "default: True" not in said[said.index("--no-browser") :][:120]

@@ -182,6 +182,10 @@ def test_a_collapsed_cell_says_so(
         (["sweep", "sums", "--layers", "1", "--temperature", "0"], "temperature must be above 0"),
         (["sweep", "sums", "--layers", "1", "--collapse-after", "0"], "collapse_after must be at least 1"),
         (["sweep", "sums", "--depths", "first:3"], "depth must be N"),
+        (
+            ["sweep", "sums", "--layers", "1", "--num-blocks", "9", "--max-new-tokens", "8"],
+            "num_blocks (9) must not exceed max_new_tokens (8)",
+        ),
         (["sweep", "sums", "-m", "tiny-arithmetic", "--layers", "1", "--cell", "9", "--list"], "no cell 9"),
         (["sweep", "sums", "-m", "tiny-arithmetic", "--depths", "drop:5", "--list"], "drop:5: drop names 5"),
         (["sweep", "--summarize", "nowhere"], "No folder 'nowhere'"),
@@ -195,6 +199,26 @@ def test_mistakes_are_one_message_and_exit_with_two(
     captured = capsys.readouterr()
     assert said in captured.err + captured.out
     assert "Traceback" not in captured.err
+
+
+def test_a_small_budget_has_fewer_blocks(tiny_folder: Folder, tmp_path: Path) -> None:
+    words = [
+        "sweep",
+        "arithmetic",
+        "-m",
+        str(tiny_folder("llama")),
+        "--n",
+        "2",
+        "--level",
+        "0",
+        "--layers",
+        "100",
+    ]
+    words += ["--methods", "power", "--mcmc-steps", "1", "--quiet", "--max-new-tokens"]
+    for budget, blocks in (("3", 3), ("20", 16)):
+        assert main([*words, budget, "-o", str(tmp_path / budget)]) == 0
+        run = load_run(folders(tmp_path / budget)["power-full"])
+        assert run.config["strategy"]["num_blocks"] == blocks and not run.errors
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from unspoken.cli.main import main
 from unspoken.cli.train import parse
 from unspoken.discovery import TASKS
 from unspoken.tasks._chains import ChainTask
-from unspoken.tasks.multiplication import line
+from unspoken.tasks.multiplication import line as line_of
 
 Said = pytest.CaptureFixture[str]
 TINY = ["--model", "tiny", "--layers", "1", "--width", "16", "--heads", "2"]
@@ -38,7 +38,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     pairs = [(a, b) for a in range(12, 42, 5) for b in range(13, 83, 7)]
     for name, lines in {
-        "2_by_2_mult": [line(a, b, 2, 2) for a, b in pairs],
+        "2_by_2_mult": [line_of(a, b, 2, 2) for a, b in pairs],
         "gsm8k": [f"Tom has {a} and gets {b}. How many?||<<{a}+{b}={a + b}>> #### {a + b}" for a, b in pairs],
     }.items():
         (root / name).mkdir()
@@ -123,6 +123,44 @@ class TestOriginalCommandLines:
         assert main([*words, "--switch_mode", "random", "--save_model", str(tmp_path / "run")]) == 0
         run = run_of(tmp_path / "run")
         assert (run["preset"], run["fill_ratio"], run["steps"]) == ("seed_switch", 0.5, 3)
+
+    @pytest.mark.parametrize(
+        ("line", "expected"),
+        [
+            (
+                "--model m --train_path a --val_path b --test_path c --epochs 3 --lr 1e-4 --batch_size 7 "
+                "--accumulate 2 --remove_per_epoch 0.5 --remove_all_when_remove_beyond 39 --removal_smoothing_lambda 4 "
+                "--removal_side right --pretrain_epochs 1 --truncation 64 --max_len_train 150 --max_new_tokens 12 "
+                "--max_size 100 --save_model x --remove_start_from 2 --seed 7 --max_grad_norm 0.5 "
+                "--bf16 --reset_optimizer --keep_position --reinitialize_weights",
+                {
+                    "model": "m", "train_path": "a", "val_path": "b", "test_path": "c", "epochs": 3, "lr": 1e-4,
+                    "batch_size": 7, "accumulate": 2, "remove_per_epoch": 0.5, "remove_all_when_remove_beyond": 39,
+                    "removal_smoothing_lambda": 4, "removal_side": "right", "pretrain_epochs": 1, "truncation": 64,
+                    "max_len_train": 150, "max_new_tokens": 12, "max_size": 100, "output": "x",
+                    "remove_start_from": 2, "seed": 7, "max_grad_norm": 0.5, "precision": "bf16",
+                    "reset_optimizer": True, "keep_position": True, "reinitialize_weights": True,
+                },
+            ),
+            (
+                "--data_path d --data_name n --train_split a --val_split b --test_split c --save_model x "
+                "--from_pretrained y "
+                "--train_steps 9 --eval_interval 3 --save_interval 4 --remove_tokens --remove_from_n_steps 5 "
+                "--remove_from_n_tokens 2 --remove_every_n_step 6",
+                {
+                    "data_path": "d", "data_name": "n", "train_split": "a", "valid_split": "b", "test_split": "c",
+                    "output": "x", "from_pretrained": "y", "steps": 9, "eval_every": 3, "save_every": 4,
+                    "remove_tokens": True, "remove_from_n_steps": 5,
+                    "remove_start_from": 2, "remove_every_n_step": 6,
+                },
+            ),
+        ],
+        ids=["stepwise", "by-steps"],
+    )  # fmt: skip
+    def test_every_flag_keeps_its_name(self, line: str, expected: dict[str, object]) -> None:
+        job = parse(first_stage("train", ["internalize", *split(line)], ["method"]))
+        values = {**vars(job.where), **vars(job.options), **vars(job.method)}
+        assert {name: values[name] for name in expected} == expected
 
 
 class TestTrain:

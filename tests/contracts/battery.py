@@ -123,6 +123,10 @@ SETTINGS["smc"] = [
     ),
     Case("smc", {"alpha": 2.0, "particles": 3, "ramp": 0, "check_every": 2}, True, "flat"),
 ]
+SETTINGS["lookahead"] = [
+    Case("lookahead", {"alpha": 1.5, "block_size": 3, "candidates": 3, "rollouts": 2}, True, "blocks"),
+    Case("lookahead", {"alpha": 1.2, "block_size": 1, "candidates": 4, "rollouts": 2}, True, "tokens"),
+]
 
 
 def of(name: str) -> list[Case]:

@@ -126,6 +126,7 @@ def test_seeds(lm: CausalLM, case: Case) -> None:
         path(other[row]) != path(g) or other[row].steps != g.steps for row, g in fold(first).items()
     )
     assert differs == case.random
+    assert case.strategy().deterministic == (not case.random)
 
 
 # Streams and traces

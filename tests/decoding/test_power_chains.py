@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from power_oracle import DEFECTS, distance, frequencies, p_value
 from unspoken.decoding import Request, _power, run
 from unspoken.decoding._power import Laws, Target
 from unspoken.decoding.power import PowerSampling
+from unspoken.discovery import STRATEGIES
 from unspoken.errors import ConfigError
 from unspoken.lm.model import CausalLM
 from unspoken.types import fold
@@ -183,3 +185,17 @@ def test_wrong_settings(fields: dict[str, Any], told: str) -> None:
 def test_a_block_beyond_the_budget_is_refused() -> None:
     asked = Request([0], PowerSampling(block_size=9), max_new_tokens=4)
     assert "must not exceed the budget of 4" in fold(run(model(), [asked]))[0].reason
+
+
+@pytest.mark.parametrize("name", ["power", "smc", "importance", "lookahead", "beam", "vote"])
+def test_a_token_that_the_model_rules_out_never_comes(name: str) -> None:
+    """Its logit is minus infinity: no weight, ratio or score may become NaN by it."""
+    whole = copy.deepcopy(model().model)
+    bias = torch.zeros(4, dtype=torch.float64)
+    bias[1] = -torch.inf
+    whole.lm_head.bias = torch.nn.Parameter(bias)  # type: ignore[union-attr]
+    lm = CausalLM(whole, model().tokenizer)
+    for field in ({"block_size": 1}, {"block_size": 2}) if name == "lookahead" else ({},):
+        for out in chains(lm, STRATEGIES.find(name)(**field), LIMIT, 6):
+            assert out.reason in ("eos", "length") and 1 not in out.token_ids
+            assert all(step.logprob is not None and math.isfinite(step.logprob) for step in out.steps)

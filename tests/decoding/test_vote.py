@@ -70,6 +70,15 @@ def test_candidates_without_an_answer_do_not_vote() -> None:
     assert kept == 1 and note["answer"] is None and note["classes"] == []
 
 
+def test_failed_candidates_do_not_vote() -> None:
+    some = [branch("1", -0.1, reason="error: oh"), branch("1", -0.1, reason="error: oh"), branch("2", -3.0)]
+    kept, note = decide(Vote(n=3), some)
+    assert kept == 2 and note["without_answer"] == 0 and len(note["classes"]) == 1
+    # Of those without an answer, too, a failed one is not kept.
+    kept, note = decide(Vote(n=2), [branch("", -0.1, reason="error: oh"), branch("", -9.0)])
+    assert kept == 1 and note["without_answer"] == 1
+
+
 def test_probability_weighs_votes_by_the_mean_over_tokens() -> None:
     # Two unlikely candidates against one likely, longer one: e^-2 + e^-2 against e^-0.5.
     some = [branch("1", -2.0), branch("1", -1.0, -3.0), branch("2", -0.5, -0.5)]
@@ -116,6 +125,9 @@ def test_a_task_that_fails_ends_only_its_own_row(tiny_lm: Tiny) -> None:
         ("x=-3.50", "-3.5"),
         ("It costs $1,200.00!", "1200"),
         ("100", "100"),
+        ("007.50", "7.5"),
+        ("x = -0.00", "0"),
+        ("12345678901234567890123456789012345678.10", "12345678901234567890123456789012345678.1"),
         ("So:\n**Blue  Whale.**\n\n", "blue whale"),
         ("...", None),
         ("", None),
@@ -124,6 +136,15 @@ def test_a_task_that_fails_ends_only_its_own_row(tiny_lm: Tiny) -> None:
 def test_reading_without_a_task(text: str, answer: str | None) -> None:
     assert read_plainly(text, False) == answer
     assert PLAIN.read(text, True) is None
+
+
+def test_long_numbers_that_differ_are_different_answers() -> None:
+    long = "1" * 40
+    kept, note = decide(
+        Vote(n=3), [branch(long + "2", -1.0), branch(long + "3", -2.0), branch(long + "3", -3.0)]
+    )
+    assert kept == 1 and [c["size"] for c in note["classes"]] == [2, 1]
+    assert read_plainly("0." + long + "2", False) != read_plainly("0." + long, False)
 
 
 def test_candidates_are_those_of_independent_runs(tiny_lm: Tiny) -> None:

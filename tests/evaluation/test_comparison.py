@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fake_loop
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from unspoken.errors import ConfigError
 from unspoken.evaluation import Run, compare
 from unspoken.evaluation.stats import mcnemar
+from unspoken.lm.depth import Kept
 
 Toys = Callable[..., Run]
 
@@ -108,6 +110,31 @@ def test_different_examples_are_cut_to_the_common_ones(toy: Toys) -> None:
 )
 def test_what_makes_runs_incomparable_is_said(toy: Toys, change: dict[str, object], words: str) -> None:
     assert any(words in warning for warning in compare(toy(), toy(**change)).warnings)
+
+
+def test_depths_of_one_model_are_told_in_one_sentence(toy: Toys, tmp_path: Path) -> None:
+    def at(*kept: int) -> dict[str, Any]:
+        depth = Kept(kept, 28)
+        return {
+            "depth": depth.to_dict(),
+            "parameters": 100 * len(kept),
+            "weights_hash": str(len(kept)),
+        }
+
+    whole = toy(size=60, lm={"parameters": 2800, "weights_hash": "28"}, output=tmp_path / "whole")
+    short = toy(size=60, lm=at(*range(20)), output=tmp_path / "short")
+    both = toy(size=60, lm={**at(*range(20), 27), "dtype": "bfloat16"}, T_total=30, output=tmp_path / "both")
+    said = "The runs are of different depths: whole is the full model, short is first 20 of 28 blocks"
+    assert compare(whole, short).warnings == (f"{said}.",)
+    assert compare(whole, short, both).warnings == (
+        f"{said}, both is first 20 and last of 28 blocks.",
+        "both and whole differ in dtype ('bfloat16' against 'float32'), budget of steps (30 against 20): accuracies "
+        "may not be comparable.",
+        "2 differences are tested; intervals and p values are not adjusted for that.",
+    )
+    # Other weights under the same name are told, where the depth is the same.
+    other = toy(size=60, lm={"parameters": 2800, "weights_hash": "x"})
+    assert any("differ in model.weights_hash: acc" in w for w in compare(whole, other).warnings)
 
 
 def test_comparable_runs_give_no_such_warning(toy: Toys) -> None:

@@ -163,6 +163,30 @@ def test_folders_of_the_package_are_models(
     assert zoo.names() == ["smollm2"]
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "fields", "answer"),
+    [
+        ("tiny-icot-modsum", "modsum", {"n": 6, "p": 5, "n_test": 100}, 1),  # chance is 0.2
+        # The rows must be those of the recipe, else some are rows it was trained on.
+        ("tiny-icot-mult", "multiplication", {"digits": 2, "n": 500, "n_valid": 500, "n_train": 7100}, 4),
+    ],
+)
+def test_a_model_without_its_chain_answers_at_once(
+    name: str, task: str, fields: dict[str, int], answer: int
+) -> None:
+    import unspoken as un
+    from unspoken.discovery import TASKS
+
+    lm = un.load(name)
+    assert isinstance(lm.strategy, un.Filler) and lm.strategy.n_fillers == 0
+    done = un.evaluate(
+        lm, TASKS.find(task)(**fields), lm.strategy, batch_size=100, max_new_tokens=8, limit=100
+    )
+    assert done.summary.accuracy >= 0.95
+    assert all(row.usage.tokens <= answer + 1 for row in done.rows)  # the answer and the end: no chain
+    assert sum(path.stat().st_size for path in zoo.locate(name).iterdir()) < 4 * 2**20
+
+
 @HERE
 @pytest.mark.real_model
 def test_smollm2_loads_fast_answers_and_holds_the_files_numbers() -> None:

@@ -239,3 +239,11 @@ def test_gsm8k_aug_of_a_folder_that_lacks_splits(tmp_path: Path) -> None:
         task.examples()
     assert "--split train" in str(caught.value)
     assert len(GSM8KAug(data=str(tmp_path), split="train").examples()) == 1
+
+
+def test_lines_may_end_with_carriage_returns_alone(tmp_path: Path) -> None:
+    rows = ["1 2||3 #### 4", "5 6||7 #### 8"]
+    for ends in ("\n", "\r\n", "\r"):
+        path = tmp_path / "rows.txt"
+        path.write_bytes(ends.join([*rows, ""]).encode())
+        assert [chain.line for chain in read_chains(path).rows] == rows

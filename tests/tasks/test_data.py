@@ -64,6 +64,26 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
             task.examples()
 
 
+def test_a_name_that_is_not_here_is_looked_up_in_the_folder_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, here = tmp_path / "data", tmp_path / "here"
+    folder.mkdir(), here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("UNSPOKEN_DATA", str(folder))
+    write(folder / "m.jsonl", '{"question": "q", "answer": "#### 1"}\n')
+    assert GSM8K(data="m.jsonl").examples()[0].answer == "1"
+    write(here / "m.jsonl", '{"question": "q", "answer": "#### 2"}\n')
+    assert GSM8K(data="m.jsonl").examples()[0].answer == "2"  # what is here goes first
+    with pytest.raises(DataError) as error:
+        GSM8K(data="other.jsonl").examples()
+    assert str(here) in str(error.value) and str(folder) in str(error.value)
+    (folder / "two").mkdir()
+    write(folder / "two" / "test.txt", "1 2 * 3||3 6 #### 3 6\n")
+    assert len(Multiplication(data="two").chains("test")) == 1
+    assert Multiplication(data="two").example_ids("test") == "two-test"
+
+
 def test_broken_items_of_a_json_list_are_named_by_line(tmp_path: Path) -> None:
     content = (
         '\ufeff[\n{"problem": "p", "answer": "1"},\n\n5,\n{"prompt": "q",\n "answer": 2, "id": "x"}\n]\n'

@@ -73,12 +73,12 @@ def test_contradictions_come_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Internalize(
             mode="fixed", keep_position=True, fill_target="cot", switch_tokens=True, remove_tokens=True,
-            preset="icot_si", schedule="fraction", fill_ratio=0.5, remove_per_epoch=-1,
+            preset="icot_si", schedule="fraction", fill_ratio=0.5, remove_per_epoch=-1, reset_optimizer=True,
         )  # fmt: skip
     text = str(caught.value)
     for part in (
         "keep_position with mode fixed", "needs n_fillers", "fill_target cot", "switch_tokens and remove_tokens",
-        "preset is 'icot_si'", "reset_optimizer acts", "fill_ratio belongs", "remove_per_epoch must be",
+        "preset is 'icot_si'", "reset_optimizer acts", "fill_ratio 0.5 would do nothing", "remove_per_epoch must be",
     ):  # fmt: skip
         assert part in text, part
 
@@ -228,6 +228,19 @@ def test_resets_need_a_finite_rise_and_a_chain_that_is_left() -> None:
     # S = 2; the chains have 4 tokens, so that the batch before micro-batch 10 had none left.
     assert seen == [2, 4, 6, 8]
     assert work.curriculum(3)["scheduled_removal"] == 1 and work.curriculum(8)["all_removed"] == 1
+
+
+def test_scores_compare_within_a_stage() -> None:
+    work, _ = work_of(remove_per_epoch=2, options=Options(batch_size=8, epochs=3))
+    longest = int(work.rows.source.c.max())
+    found = [work.scores({"teacher_forced_exact": 0.5}, t) for t in (1, 8, work.total_steps)]
+    assert found[0] == {"best_by_removed/0": 0.5}
+    assert found[1] == {f"best_by_removed/{work.stage(7).count:g}": 0.5} and work.stage(7).count > 0
+    assert "best" in found[2]
+    emptied, _ = work_of(remove_start_from=longest)
+    assert emptied.scores({"exact_match": 0.25}, 1) == {"best_by_removed/all": 0.25, "best": 0.25}
+    ramp, _ = work_of(schedule="fraction")
+    assert set(ramp.scores({"exact_match": 0.25}, ramp.total_steps)) == {"best"}
 
 
 def test_a_gated_count_waits_for_accuracy() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,9 +18,10 @@ import pytest
 import torch
 import toy_run
 from toy import Toy, toy_data, toy_model
+from transformers import TrainerCallback
 
 import unspoken as un
-from unspoken.errors import ConfigError, RunError
+from unspoken.errors import ConfigError, MissingExtraError, RunError
 from unspoken.training import _checkpoints as checkpoints
 from unspoken.training._base import Data
 from unspoken.training._estimate import estimate
@@ -25,6 +29,7 @@ from unspoken.training._options import Options
 from unspoken.training._trainer import TrainRun, train
 
 DEFAULTS: dict[str, Any] = {"epochs": 3, "lr": 1e-2, "batch_size": 8, "log_every": 2, "quiet": True}
+FSDP = Path(__file__).parents[2] / "recipes" / "accelerate" / "fsdp.yaml"
 TIMES = ("seconds", "rows_per_second", "tokens_per_second", "items_per_second")
 
 
@@ -183,11 +188,23 @@ class Plain(Toy):
 
 
 @pytest.mark.slow
-def test_two_processes_are_the_same_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["ddp", "lora", "fsdp"])
+def test_two_processes_are_the_same_as_one(tmp_path: Path, how: str) -> None:
+    if how == "lora":
+        pytest.importorskip("peft")
     script = str(Path(__file__).with_name("toy_run.py"))
-    toy_run.go(tmp_path / "one")
+    toy_run.go(tmp_path / "one", lora=how == "lora", device="cpu")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, script, str(tmp_path / "two")], check=True, timeout=200)
+    if how == "fsdp":
+        config = tmp_path / "fsdp.yaml"
+        config.write_text(FSDP.read_text(encoding="utf-8") + "use_cpu: true\n", encoding="utf-8")
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    # Two processes cannot share one GPU.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*launch, script, str(tmp_path / "two"), how], check=True, timeout=200, env=environment)
+    if how == "fsdp":  # what only it writes
+        assert list((tmp_path / "two").glob("checkpoints/step-*/trainer/optimizer.bin"))
+    assert weights(tmp_path / "one").keys() == weights(tmp_path / "two").keys()
     assert same(tmp_path / "one", tmp_path / "two", atol=1e-5, rtol=1e-3)
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert one == {
@@ -264,6 +281,115 @@ def test_full_disk_keeps_the_last_good_checkpoint(
     assert same(whole, tmp_path / "out")
 
 
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
+    script, killed = Path(__file__).with_name("toy_run.py"), tmp_path / "killed"
+    died = subprocess.run([sys.executable, str(script), str(killed), "die-saving"], timeout=200)
+    assert died.returncode == -signal.SIGKILL
+    assert [step for step, _ in checkpoints.newest_first(killed)] == [2]
+    un.load(killed / "checkpoints" / "step-2")
+    assert list(killed.glob("checkpoints/.step-4*"))
+    toy_run.go(killed, save_every=3)  # so that nothing is written over what was left half-written
+    toy_run.go(tmp_path / "whole")
+    assert same(tmp_path / "whole", killed)
+    assert list(killed.rglob(".*")) == []
+
+
+@pytest.mark.parametrize("kilobytes", [1, 2, 8, 16])
+def test_disk_that_takes_no_more(tmp_path: Path, whole: Path, kilobytes: int) -> None:
+    """Whatever file it is that does not fit any more: the words differ by who writes it."""
+    with pytest.raises(Stop):
+        run(tmp_path / "out", stopped_at(3)(), save_every=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, hard))
+    try:
+        with pytest.raises(RunError, match="(?i)could not write|cannot write") as error:
+            run(tmp_path / "out", save_every=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Make room and run the same command again" in str(error.value)
+    assert 2 in [step for step, _ in checkpoints.newest_first(tmp_path / "out")]
+    run(tmp_path / "out", save_every=2)
+    assert same(whole, tmp_path / "out")
+
+
+def test_trackers_get_the_metrics_while_they_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import integration_utils
+
+    seen: list[tuple[str, dict[str, float]]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+            seen.append((args.run_name, integration_utils.rewrite_logs(logs)))
+
+        def on_train_end(self, *given: Any, **named: Any) -> None:
+            seen.append(("closed", {}))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Tracker)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    data = toy_data()
+    run(tmp_path / "mine", data=Data(data.train, data.valid, data.valid), report_to="trackio", epochs=1)
+    names = [sorted(name for name in ("train/loss", "eval/accuracy", "test/accuracy") if name in numbers)
+             for _, numbers in seen]  # fmt: skip
+    assert names == [["train/loss"], ["train/loss"], ["eval/accuracy"], ["test/accuracy"], []]
+    assert [name for name, _ in seen] == ["mine"] * 4 + ["closed"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
+def test_a_missing_tracker_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(MissingExtraError) as error:
+        run(tmp_path / "out", report_to=name)
+    assert error.value.hint == f"Run: pip install {name}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_operations_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    core = sum(
+        p.numel() for n, p in toy_model().model.named_parameters() if "wte" not in n and "wpe" not in n
+    )
+    whole = run(tmp_path / "whole", save_every=2)
+    words = sum(len(row.question.split()) + 2 for row in toy_data().train)
+    assert whole.flops == 6 * core * words * DEFAULTS["epochs"]
+    half = run(tmp_path / "half", max_flops=whole.flops / 2, save_every=0)
+    spent = [row["flops"] for row in rows(tmp_path / "half") if row["event"] == "train"]
+    assert spent[-2] < whole.flops / 2 <= spent[-1] == half.flops < whole.flops
+    # The rows of one more step at most.
+    assert half.flops - whole.flops / 2 < 6 * core * 8 * 5
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", stopped_at(5)(), max_flops=whole.flops / 2, save_every=2)
+    run(tmp_path / "cut", max_flops=whole.flops / 2, save_every=2)
+    assert same(tmp_path / "half", tmp_path / "cut")
+    short = run(tmp_path / "short", max_flops=whole.flops * 2, quiet=False)
+    assert short.flops == whole.flops and "it has no more epochs" in capsys.readouterr().out
+
+    class Lens(Toy):
+        trains_model = False
+
+    with pytest.raises(ConfigError, match="max_flops"):
+        run(tmp_path / "lens", Lens(), max_flops=1.0)
+
+
+def test_models_of_stages_are_kept_where_wanted(tmp_path: Path) -> None:
+    class Staged(Toy):
+        def prepare(self, lm: Any, data: Data, options: Any) -> Any:
+            work = super().prepare(lm, data, options)
+            work.scores = lambda metrics, t: {f"by/{t // 8}": metrics["accuracy"], "best": 1.0}  # type: ignore
+            return work
+
+    Staged.__module__ = Toy.__module__
+    for name, wanted in (("none", False), ("all", True)):
+        run(tmp_path / name, Staged(), save_stages=wanted)
+        assert (tmp_path / name / "best").is_dir()
+        assert sorted(p.name for p in (tmp_path / name).glob("by/*")) == (["0", "1"] if wanted else [])
+        kept = json.loads((tmp_path / name / "unspoken.json").read_text())["provenance"]["scores"]
+        assert sorted(kept) == ["best", "by/0", "by/1"]
+
+
 def test_adapters_and_new_tokens_reload(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     method, how = Toy(new_token=True), {"lora_r": 2, "lora_target": ("c_attn",), "save_every": 3, "epochs": 2}
@@ -311,8 +437,10 @@ def test_warm_up_and_schedules(tmp_path: Path) -> None:
 
 def test_options_report_all_mistakes_at_once() -> None:
     with pytest.raises(ConfigError) as error:
-        Options(learning_rate=0, batch_size=0, width=10, heads=4, report_to="wandb,mlflow", beta2=1)  # type: ignore[call-arg]
-    assert len(error.value.problems) == 5
+        Options(
+            learning_rate=0, batch_size=0, width=10, heads=4, report_to="wandb,mlflow", beta2=1, max_flops=0
+        )  # type: ignore[call-arg]
+    assert len(error.value.problems) == 6
     assert Options(report_to="none").report_to == ()  # type: ignore[arg-type]
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 import unspoken as un
-from unspoken.analysis._lens_batch import batch_states
-from unspoken.analysis._lens_states import read_states
+from unspoken.analysis._lens_states import batch_states, read_states
 from unspoken.analysis._translators import Translators
 from unspoken.analysis.tuned_lens import read_tensors
 from unspoken.cli.main import main

@@ -16,6 +16,8 @@ from unspoken.lm.model import CausalLM
 from unspoken.web._settings import Settings
 from unspoken.web.jobs import Engine
 
+READY = "html[data-ready]"
+
 
 @pytest.fixture(scope="session")
 def lm(tiny_lm: Callable[[str], CausalLM]) -> CausalLM:
@@ -55,14 +57,14 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def browse(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Function from an address to its page, ready for use.
+    """Function from an address to its page, ready for use, or at what `ready` selects.
 
     The test fails if a page asks any other address for anything, or if it reports an error.
     """
     faults: list[str] = []
     contexts = []
 
-    def open_page(base: str, path: str = "/", allowed: str = "", **options: Any) -> Any:
+    def open_page(base: str, path: str = "/", allowed: str = "", ready: str = READY, **options: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
         contexts.append(context)
         context.set_default_timeout(20_000)
@@ -83,7 +85,7 @@ def browse(chromium: Any) -> Iterator[Callable[..., Any]]:
             ),
         )
         page.goto(base + path)
-        page.wait_for_selector("html[data-ready]")
+        page.wait_for_selector(ready)
         return page
 
     yield open_page

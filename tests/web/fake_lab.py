@@ -88,6 +88,10 @@ class FakeLab(ThreadingHTTPServer):
 
     Attributes:
         pace: Seconds between the steps of a stream.
+        model: Its name.
+        hold: How many events a stream sends before it waits: to be None again, or for its request to be cancelled.
+        down: Whether strategies cannot be read.
+        fitted: What a run says of settings that were fitted.
         runs: Kept runs, oldest first.
         asked: Bodies of `/api/stream`, in order.
         cancelled: Ids of requests that were told to end.
@@ -99,6 +103,10 @@ class FakeLab(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.pace = 0.001
+        self.model = "tiny"
+        self.down = False
+        self.hold: int | None = None
+        self.fitted: list[str] = []
         self.steps = 40
         self.runs: dict[str, dict[str, Any]] = {}
         self.asked: list[dict[str, Any]] = []
@@ -152,7 +160,17 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.reply(path.read_bytes(), kind=f"{TYPES[path.suffix]}; charset=utf-8")
         elif url.path == "/api/model-status":
-            self.reply({"loaded": True, "name": "tiny", "dtype": "float32", "device": "cpu", "eos_ids": [2]})
+            self.reply(
+                {
+                    "loaded": True,
+                    "name": self.server.model,
+                    "dtype": "float32",
+                    "device": "cpu",
+                    "eos_ids": [2],
+                }
+            )
+        elif url.path == "/api/strategies" and self.server.down:
+            self.refuse(503, "The model is not ready.", "Try again.")
         elif url.path == "/api/strategies":
             self.reply(STRATEGIES)
         elif url.path == "/api/runs":
@@ -261,10 +279,14 @@ class Handler(BaseHTTPRequestHandler):
             **run["start"],
             "id": body.get("id", "x"),
             "prompt": {"user": body["prompt"], "system": None},
+            "stop": body.get("stop", []),
+            "fitted": self.server.fitted,
         }
         yield "start", start
         reason = run["done"]["reason"]
-        for event in run["events"]:
+        for i, event in enumerate(run["events"]):
+            while i == self.server.hold and body.get("id") not in self.server.cancelled:
+                time.sleep(0.01)
             if body.get("id") in self.server.cancelled:
                 reason = "cancelled"
                 break

@@ -43,6 +43,13 @@ def steps(page: Any, i: int) -> Any:
     return column(page, i).locator(".body .step")
 
 
+def patient(page: Any) -> None:
+    """Let a stopped run take as long as it needs to end by itself, however busy the machine is."""
+    page.evaluate(
+        "() => { const real = setTimeout; window.setTimeout = (f, ms) => (ms === 2000 ? 0 : real(f, ms)); }"
+    )
+
+
 def seek(page: Any, tick: int) -> None:
     """Put the slider of all columns to a step, as a hand would."""
     page.locator("#scrub").evaluate("(s, t) => { s.value = t; s.dispatchEvent(new Event('input')); }", tick)

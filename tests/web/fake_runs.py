@@ -124,7 +124,7 @@ def latent(n: int) -> list[Event]:
 
 
 def power(n: int) -> list[Event]:
-    """One refused move and one that is accepted."""
+    """One refused move, one that is accepted, and one that proposes the present text."""
     first = [_token(i) for i in range(n)]
     refused = [_token(i, " refused") for i in range(n - 5, n)]
     taken = [_token(i, " taken") for i in range(n - 3, n)]
@@ -133,11 +133,14 @@ def power(n: int) -> list[Event]:
         values = {"block": 0, "move": number, "cut": n - 5, "apart": n - 5, "accepted": accepted}
         return _note("mcmc", {**values, "log_ratio": -1.5, "logprob": -20.0 + number, "length": n})
 
+    same = {"block": 0, "move": 2, "cut": n - 2, "apart": n, "accepted": True, "log_ratio": 0.0}
+    same |= {"logprob": -19.0, "length": n}
+
     back = {"event": "rewind", "row": 0, "to": n - 5}
     again = {"event": "rewind", "row": 0, "to": n - 3}
     return [
         *first, back, *refused, move(0, False), back, *first[n - 5 :], again, *taken, move(1, True),
-        _note("power", {"moves": 2, "acceptance": 0.5}),
+        _note("mcmc", same), _note("power", {"moves": 3, "acceptance": 2 / 3, "unchanged": 1}),
     ]  # fmt: skip
 
 

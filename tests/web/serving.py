@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -18,6 +19,7 @@ from unspoken.web.jobs import Engine
 from unspoken.web.server import address, bind, make_server
 
 WAIT = 20.0
+SOFT = {"name": "soft", "T_e": 4, "k": 3}
 
 
 class GatedEngine(Engine):
@@ -100,3 +102,21 @@ def ask(base: str, **body: Any) -> list[tuple[str, Any]]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     return read_sse(response.text)
+
+
+def post(base: str, path: str, body: Any, **options: Any) -> httpx.Response:
+    """The answer to a body."""
+    return httpx.post(f"{base}{path}", json=body, timeout=WAIT, **options)
+
+
+def refused(base: str, body: Any, path: str = "/api/stream") -> tuple[int, dict[str, Any]]:
+    """The status and the error that answer a body."""
+    response = post(base, path, body)
+    return response.status_code, response.json()["error"]
+
+
+def place(base: str) -> tuple[str, int]:
+    """Host and port of an address."""
+    parts = urlsplit(base)
+    assert parts.hostname and parts.port
+    return parts.hostname, parts.port

@@ -20,7 +20,7 @@ from unspoken.decoding.vote import Vote
 from unspoken.errors import ConfigError
 from unspoken.lm.model import CausalLM
 from unspoken.types import Done, Event, Generation, Rewind, fold
-from unspoken.web.jobs import Engine, Job, QueueFull, RepeatedId, ShuttingDown
+from unspoken.web.jobs import FAULT, Engine, Job, QueueFull, RepeatedId, ShuttingDown
 
 COT = ChainOfThought(temperature=1.0)
 
@@ -105,7 +105,7 @@ def test_a_request_that_breaks_the_loop_harms_nobody(lm: CausalLM) -> None:
         request("c", SoftThinking(T_e=3)),
     ]
     found = together(Engine(lm, batch_size=4), requests)
-    assert found["bad"].reason == "error: ZeroDivisionError: broken on purpose"
+    assert found["bad"].reason == FAULT
     for asked in (requests[0], requests[2]):
         assert same(found[asked.id], alone(lm, asked))
 
@@ -127,7 +127,7 @@ def test_after_a_fault_its_neighbours_begin_again_with_a_rewind(lm: CausalLM) ->
 
 def test_one_that_breaks_alone_is_not_tried_twice(lm: CausalLM) -> None:
     found = together(Engine(lm), [request("bad", Broken())])
-    assert found["bad"].reason.startswith("error: ZeroDivisionError")
+    assert found["bad"].reason == FAULT
 
 
 def gated(lm: CausalLM, body: Callable[[GatedEngine], Any], **options: Any) -> Any:

@@ -119,7 +119,7 @@ def test_sampling_fields_go_to_the_strategy_inside(client: OpenAI, lm: CausalLM)
         max_tokens=6,
         seed=1,
         temperature=0,
-        extra_body={"unspoken": {"strategy": "vote"}},
+        extra_body={"unspoken": {"strategy": {"name": "vote", "n": 1}}},
     )
     assert reply.model_extra is not None
     assert reply.model_extra["unspoken"]["strategy"]["inner"]["temperature"] == 0.0
@@ -245,13 +245,16 @@ def test_without_a_seed_answers_differ(client: OpenAI) -> None:
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
         ({"n": 1000}, "n:"),
         ({"n": 128}, "more than 64 rows"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty: this has no effect here"),
+        ({"logit_bias": {"5": 1}}, "logit_bias: single tokens cannot be favoured"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: no tools can be called here"),
+        ({"tool_choice": "required"}, "tool_choice: no tools can be called here"),
+        ({"response_format": {"type": "json_object"}}, "response_format: answers are free text here"),
         ({"top_logprobs": 3}, "needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"model": "tiny:smc", "logprobs": True, "top_logprobs": 2}, "does not tell"),
         ({"model": "tiny:beam", "temperature": 0.5}, "temperature is no field"),
-        ({"model": "tiny:soft", "max_tokens": 20}, "T_e"),
+        ({"max_tokens": 20, "unspoken": {"strategy": {"name": "soft", "T_e": 30}}}, "T_e"),
         ({"unspoken": {"strategy": {"name": "soft", "k": 0}}}, "k must be at least 1"),
         ({"unspoken": {"strategie": 1}}, "strategie"),
         ({"model": "tiny:cot", "unspoken": {"strategy": "soft"}}, "another one"),
@@ -278,9 +281,8 @@ def test_a_full_queue_is_a_rate_limit(lm: CausalLM) -> None:
             until(lambda: engine.running == engine.waiting == 1)
             with pytest.raises(openai.RateLimitError):
                 client.completions.create(model="tiny", prompt="a")
-        until(lambda: engine.waiting == 0)
-        engine.let(1)
-        until(lambda: engine.running == 0)
+        engine.release()
+        until(lambda: engine.running == engine.waiting == 0)
 
 
 def test_a_key_is_asked_for(lm: CausalLM) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_page import choose, column, finished, run, seek, steps
-from serving import SlowEngine, serving
+from fake_page import choose, column, finished, patient, run, seek, steps
+from serving import GatedEngine, serving
 
 from unspoken.lm.model import CausalLM
 from unspoken.web._settings import Settings
@@ -90,12 +90,21 @@ def test_the_servers_sentence_stands_beside_its_field(browse: Browse, base: str)
     choose(page, "soft")
     page.fill("#max_new_tokens", "24")
     page.fill("#prompt", "x")
-    page.click("#run")  # 200 thinking steps do not fit
-    column(page, 0).locator(".field .problem", has_text="T_e (200) must not exceed").wait_for()
+    column(page, 0).get_by_role("button", name="Settings").click()
+    column(page, 0).get_by_label("T_e", exact=True).fill("100")
+    page.click("#run")
+    column(page, 0).locator(".field .problem", has_text="T_e (100) must not exceed").wait_for()
+
+
+def test_defaults_fit_the_budget_and_what_was_fitted_is_told(page: Any) -> None:
+    run(page, "soft", prompt="x")  # 200 thinking steps, the default, are more than 24
+    assert column(page, 0).locator(".fitted").inner_text().startswith("T_e is 12 instead of 200")
+    assert column(page, 0).locator(".problem:visible").count() == 0
 
 
 def test_stopping_ends_the_run_in_the_server(browse: Browse, lm: CausalLM, tmp_path: Path) -> None:
-    engine = SlowEngine(lm, batch_size=2)
+    engine = GatedEngine(lm, batch_size=2)
+    engine.let(20)
     with serving(engine, Settings(name="tiny", history=tmp_path, max_new_tokens=900)) as base:
         page = browse(base)
         choose(page, "soft")
@@ -106,8 +115,11 @@ def test_stopping_ends_the_run_in_the_server(browse: Browse, lm: CausalLM, tmp_p
         column(page, 0).get_by_label("min_end_prob", exact=True).fill("1")
         page.click("#run")
         steps(page, 0).nth(3).wait_for()
-        page.keyboard.press("Escape")
+        patient(page)
+        with page.expect_response("**/api/cancel"):
+            page.keyboard.press("Escape")
+        engine.release()
         finished(page, 1)
         assert "stopped" in column(page, 0).locator(".result").inner_text()
-        assert steps(page, 0).count() < 700
+        assert 3 < steps(page, 0).count() <= 21
         assert httpx.get(f"{base}/healthz").json()["running"] == 0

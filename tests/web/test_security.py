@@ -165,10 +165,10 @@ def test_a_fault_of_the_server_is_told_without_its_inside(
     def broken(*_: Any) -> Any:
         raise RuntimeError("secret inside")
 
-    monkeypatch.setattr("unspoken.web._schema.describe_all", broken)
+    monkeypatch.setattr("unspoken.lm.zoo.summary", broken)
     with serving(Engine(lm)) as base:
-        response = httpx.get(f"{base}/api/strategies")
+        response = httpx.get(f"{base}/api/models")
         assert response.status_code == 500 and "secret" not in response.text
         assert httpx.get(f"{base}/healthz").status_code == 200
     said = capsys.readouterr().err
-    assert "RuntimeError: secret inside" in said and "Traceback" not in said
+    assert "/api/models': RuntimeError: secret inside" in said and "in broken" in said  # with its place

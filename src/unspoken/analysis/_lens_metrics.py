@@ -170,21 +170,23 @@ class Numbers:
         """
         needs, found = self.needs, []
         if "reverse_kl" in needs:
-            found.append(("reverse_kl", _dot(scratch, z - z_p) / total - lse + lse_p))
+            terms = (z - z_p).mul_(scratch)
+            found.append(("reverse_kl", summed(terms, scratch) / total - lse + lse_p))
         if "js" in needs:
             assert final.probs is not None
             p, q = final.probs[part], scratch / total[:, None]
             middle = ((p + q) / 2).clamp_(min=torch.finfo(z.dtype).tiny).log_()
             # The halves are taken against the same middle, so that rounding does not leave a difference of entropies.
-            left = (p * ((z_p - lse_p[:, None]) - middle)).sum(-1)
-            right = (q * ((z - lse[:, None]) - middle)).sum(-1)
-            found.append(("js", (left + right) / 2))
+            left = p * ((z_p - lse_p[:, None]) - middle)
+            right = q * ((z - lse[:, None]) - middle)
+            found.append(("js", (summed(left, p) + summed(right, q)) / 2))
         if "entropy" in needs:
-            found.append(("entropy", lse - scratch.mul_(z).sum(-1) / total))
+            found.append(("entropy", lse - summed(scratch.mul_(z), z, -torch.inf) / total))
         if "kl" in needs:
             assert final.probs is not None
+            p = final.probs[part]
             torch.sub(z_p, z, out=scratch)
-            found.append(("kl", scratch.mul_(final.probs[part]).sum(-1) - lse_p + lse))
+            found.append(("kl", summed(scratch.mul_(p), p) - lse_p + lse))
         return found
 
     def _targets(
@@ -202,9 +204,21 @@ class Numbers:
         return found
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """[n] sums of products of rows; `right` is used up."""
-    return right.mul_(left).sum(-1)
+def summed(terms: Tensor, of: Tensor, nothing: float = 0.0) -> Tensor:
+    """[n] sums of rows of products, in which a token without probability counts nothing.
+
+    A model that rules tokens out gives them a logit of minus infinity, and 0 times infinity is no number. Few do, so
+    this is looked for in the sums only.
+
+    Args:
+        terms: [n, V] probabilities times logarithms; used up.
+        of: [n, V] what says which tokens have no probability: those where it is `nothing`.
+        nothing: That value.
+    """
+    sums = terms.sum(-1)
+    if bool(sums.isnan().any()):
+        sums = terms.masked_fill_(of == nothing, 0.0).sum(-1)
+    return sums
 
 
 def measure(

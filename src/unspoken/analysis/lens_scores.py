@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unspoken.analysis._lens_batch import batch_states
 from unspoken.analysis._lens_metrics import Ask, measure, rows_for
+from unspoken.analysis._lens_states import batch_states
 from unspoken.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -317,11 +317,13 @@ def _annotated(part: Part, f: dataclasses.Field[Any], hint: Any, doc: str, defau
     import tyro
 
     metavar = "NAME" if f.name in part.slots else f.metadata.get("positional")
-    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    some = [a for a in typing.get_args(hint) if a is not type(None)] if not choices else []
+    some = [a for a in typing.get_args(hint) if a is not type(None)]
+    optional = type(None) in typing.get_args(hint)
+    literal = some[0] if optional and len(some) == 1 else hint
+    choices = typing.get_args(literal) if typing.get_origin(literal) is Literal else ()
     if choices and all(isinstance(choice, str) for choice in choices):
         # As text, so that a wrong choice is reported with the others, and with a suggestion.
-        hint, metavar = str, "{" + ",".join(choices) + "}"
+        hint, metavar = str | None if optional else str, "{" + ",".join(choices) + "}"
         if len(metavar) > LONGEST_METAVAR:
             metavar, doc = "NAME", f"{doc} One of: {', '.join(choices)}."
     elif (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -71,7 +72,9 @@ def chat_command(words: list[str]) -> int:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, a line at a time."""
+    """What is typed, a line at a time; bytes that are no text are left for the conversation to refuse."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
@@ -116,12 +119,15 @@ class _Chat:
             if text in ("/exit", "/quit", "exit"):
                 return
             try:
+                _check_text(text)
                 if text.startswith("/"):
                     self.command(text)
                 elif text:
                     self.answer(text)
             except UnspokenError as error:
                 _say(f"error: {error}")
+            except KeyboardInterrupt:
+                _say("Stopped.")
 
     # -- commands -------------------------------------------------------------------------------
 
@@ -236,6 +242,15 @@ class _Own:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
+
+
+def _check_text(text: str) -> None:
+    """Refuse a line with bytes that are no text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        encoding = getattr(sys.stdin, "encoding", "utf-8")
+        raise ConfigError(f"The line is not readable as {encoding}.", "Send it as UTF-8 text.") from error
 
 
 def _words(rest: str) -> list[str]:

@@ -143,7 +143,7 @@ def _doctor_train(words: list[str]) -> int:
     from unspoken.training._setup import require_rows
 
     require_rows(chains, job.task)
-    need = estimate_run(job.where.from_pretrained or job.where.model, job.method, chains, job.options)
+    need = estimate_run(job.where.beginning, job.method, chains, job.options)
     rows = {
         "rows": f"{need.rows:,} of {need.mean_tokens:.1f} tokens on average, {need.longest} at most",
         "epoch": f"{need.micro_batches_per_epoch:,} micro-batches of {job.options.batch_size} rows",

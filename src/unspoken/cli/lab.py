@@ -8,10 +8,14 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unspoken.cli._arguments import Part, first_stage, second_stage
 from unspoken.cli._options import ModelOptions, load_model
 from unspoken.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unspoken.web._settings import Settings
 
 KEY_VARIABLE = "UNSPOKEN_API_KEY"
 LAB = (
@@ -51,59 +55,83 @@ class ServeOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         problems = []
-        try:
-            super().__post_init__()
-        except ConfigError as error:
-            problems += error.problems
+        for check in (super().__post_init__, self.settings):
+            try:
+                check()
+            except ConfigError as error:
+                problems += error.problems
         if self.port is not None and not 0 <= self.port < 65536:
             problems.append(f"port must be from 0 to 65535, not {self.port}.")
-        for name in ("batch_size", "max_waiting", "max_new_tokens"):
+        for name in ("batch_size", "max_waiting"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, not {getattr(self, name)}.")
         if problems:
             raise ConfigError(problems)
+
+    def settings(self, history: Path | None = None) -> Settings:
+        """What the server is to allow.
+
+        Args:
+            history: Folder of the kept runs.
+
+        Raises:
+            ConfigError: With everything that is wrong.
+        """
+        from unspoken.web._settings import Settings
+
+        return Settings(
+            host=self.host,
+            api_key=self.api_key or os.environ.get(KEY_VARIABLE) or None,
+            insecure=self.insecure,
+            allowed_hosts=self.allow_host,
+            history=history,
+            name=self.name,
+            max_new_tokens=self.max_new_tokens,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabOptions(ServeOptions):
     """Options of `lab`."""
 
-    browser: bool = True
-    """Open the page in a browser."""
+    no_browser: bool = False
+    """Do not open the page in a browser."""
 
 
 def lab_command(words: list[str]) -> int:
     """Run `unspoken lab`."""
+    _need_hosts(words)
     (options,) = second_stage(first_stage("lab", words), [Part(LabOptions)], LAB)
-    return _serve(options, "unspoken lab", page=True, browser=options.browser)
+    return _serve(options, "unspoken lab", page=True, browser=not options.no_browser)
 
 
 def serve_command(words: list[str]) -> int:
     """Run `unspoken serve`."""
+    _need_hosts(words)
     (options,) = second_stage(first_stage("serve", words), [Part(ServeOptions)], SERVE)
     return _serve(options, "unspoken serve", page=False, browser=False)
+
+
+def _need_hosts(words: list[str]) -> None:
+    """Refuse `--allow-host` without a name, which would allow nothing."""
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word in ("--allow-host", "--allow_host") and following.startswith("-"):
+            raise ConfigError("--allow-host needs a name.", "Write: --allow-host lab.example")
 
 
 def _serve(options: ServeOptions, command: str, *, page: bool, browser: bool) -> int:
     from unspoken.web import server
 
     server.require_extra()
-    from unspoken.web._history import default_folder
-    from unspoken.web._settings import Settings
+    from unspoken.web._history import check_folder, default_folder
     from unspoken.web.app import create_app
     from unspoken.web.jobs import Engine
 
     folder = default_folder() if page and options.history is None else options.history
-    settings = Settings(
-        host=options.host,
-        api_key=options.api_key or os.environ.get(KEY_VARIABLE) or None,
-        insecure=options.insecure,
-        allowed_hosts=tuple(host.lower() for host in options.allow_host),
-        history=None if folder in (None, "none") else Path(folder),
-        name=options.name,
-        max_new_tokens=options.max_new_tokens,
-    )
+    settings = options.settings(None if folder in (None, "none") else Path(folder))
     # Everything that can be wrong is found before the model is loaded, which may take long.
+    if settings.history is not None:
+        check_folder(settings.history)
     port = options.port if page or options.port is not None else server.PORT
     sock = server.bind(options.host, port, f"{command} -m {options.model}")
     with sock:

@@ -65,8 +65,8 @@ class SweepOptions(ModelOptions):
     """Of baseline and of the proposals of power, which samples from the law to the power 1/temperature."""
     mcmc_steps: int = 10
     """Moves of power after each block."""
-    num_blocks: int = 16
-    """Blocks of power."""
+    num_blocks: int | None = None
+    """Blocks of power (default: 16, or as many as max_new_tokens if that is less)."""
     candidates: int = 8
     """Answers that vote, best_of_n and the like choose from."""
     output: str | None = option(None, flag="-o")
@@ -124,6 +124,11 @@ class SweepOptions(ModelOptions):
                 part_of(self.shard)
             except ValueError:
                 problems.append(f"shard must be i/n with 0 <= i < n, such as 0/4, not {self.shard!r}.")
+        if self.num_blocks is not None and self.num_blocks > self.max_new_tokens:
+            problems.append(
+                f"num_blocks ({self.num_blocks}) must not exceed max_new_tokens ({self.max_new_tokens}), for a block "
+                f"has at least one token. Leave it out, or give --num-blocks {self.max_new_tokens} or less."
+            )
         if self.shards < 1:
             problems.append(f"shards must be at least 1, not {self.shards}.")
         if self.batch_idx is not None and not 0 <= self.batch_idx < max(1, self.shards):
@@ -238,7 +243,7 @@ def parse(line: Line) -> tuple[SweepOptions, Task, dict[str, Any]]:
     settings = Settings(
         temperature=options.temperature,
         mcmc_steps=options.mcmc_steps,
-        num_blocks=options.num_blocks,
+        num_blocks=options.num_blocks or min(Settings.num_blocks, options.max_new_tokens),
         candidates=options.candidates,
     )
     methods = make_methods(options.methods, settings, defined if isinstance(defined, Mapping) else None)

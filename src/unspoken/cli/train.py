@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,24 @@ DESCRIPTION = (
     "only --test_path the checkpoint is evaluated on that file instead. Works under accelerate launch -m unspoken, too."
 )
 ALIASES = {"save_model": "output", "valid_path": "val_path", "val_split": "valid_split"}
+READ_BY_EVALUATION = (
+    "from_pretrained",
+    "test_path",
+    "max_new_tokens",
+    "batch_size",
+    "precision",
+    "bf16",
+    "device",
+    "quiet",
+)
+"""Options that act where a checkpoint is only evaluated."""
+INSTEAD = {
+    "steps": ("epochs",),
+    "epochs": ("steps",),
+    "from_pretrained": ("model",),
+    "model": ("from_pretrained",),
+}
+"""Options of the -c file that give way to one on the command line, which says the same in another way."""
 DATA_FORMS = {
     "--task": ("task",),
     "--train_path, --val_path": ("train_path", "val_path"),
@@ -47,8 +65,8 @@ DATA_FORMS = {
 class TrainOptions:
     """Where a training run begins, what it reads and what it leaves."""
 
-    model: str = option("gpt2", flag="-m")
-    """Hub id, local folder, or tiny or tiny-llama, which are made from scratch."""
+    model: str | None = option(None, flag="-m")
+    """Hub id, local folder, or tiny or tiny-llama, which are made from scratch (default: gpt2)."""
     output: str | None = option(None, flag="-o")
     """Folder for the checkpoint, its history and its metrics; made if missing."""
     from_pretrained: str | None = None
@@ -85,6 +103,8 @@ class TrainOptions:
         given = self.sources
         if len(given) > 1:
             problems.append(f"The rows come from one place only, not from {' and '.join(given)} together.")
+        if self.model is not None and self.from_pretrained is not None:
+            problems.append("model and from_pretrained both say what to begin with; give one of them.")
         if self.train_path is None and self.val_path is not None:
             problems.append("val_path goes with train_path.")
         if self.data_path is None and self.data_name is not None:
@@ -97,6 +117,11 @@ class TrainOptions:
             problems.append(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def beginning(self) -> str:
+        """What is trained or evaluated: a checkpoint or a model."""
+        return self.from_pretrained or self.model or "gpt2"
 
     @property
     def sources(self) -> list[str]:
@@ -149,7 +174,7 @@ def parse(line: Line, *, only_looks: bool = False) -> Job:
         ConfigError: With everything that is wrong.
         SystemExit: After printing help.
     """
-    from unspoken.training._options import Options
+    from unspoken.training._options import SIZES, Options
 
     shared = Part(Options, "training", Options.aliases)
     parts = [Part(TrainOptions, aliases=ALIASES), shared]
@@ -166,24 +191,62 @@ def parse(line: Line, *, only_looks: bool = False) -> Job:
         parts.append(chain_task_part(task_name))
     if only_looks:
         line.file.setdefault("output", "")
+    typed = _typed(line.words, parts)
+    _give_way(line.file, typed, shared.aliases)
     where, options, method, *task = second_stage(line, parts, DESCRIPTION)
-    _check_rows(where, method)
+    problems = _row_problems(where, method)
+    if where.evaluates:
+        # Whether a value is the default or not: nothing is trained, so it would do nothing.
+        problems += [
+            f"{flag} would do nothing: with --from_pretrained and only --test_path a checkpoint is evaluated, nothing "
+            "is trained."
+            for name, flag in typed.items()
+            if name not in READ_BY_EVALUATION
+        ]
+    elif found := options.model_problems(where.beginning):
+        if typed.keys() & {"model", "from_pretrained"} and not typed.keys() & set(SIZES):
+            # They are of the -c file, and so of another model.
+            options = dataclasses.replace(options, **{name: getattr(Options, name) for name in SIZES})
+        else:
+            problems += found
+    if where.bf16 and options.precision not in ("fp32", "bf16"):
+        problems.append(f"bf16 and precision {options.precision!r} contradict each other; give one of them.")
+    if problems:
+        raise ConfigError(problems)
     if where.bf16:
-        if options.precision not in ("fp32", "bf16"):
-            raise ConfigError(
-                f"bf16 and precision {options.precision!r} contradict each other; give one of them."
-            )
         options = dataclasses.replace(options, precision="bf16")
     return Job(where, options, method, task[0] if task else None)
 
 
-def _check_rows(where: TrainOptions, method: Any) -> None:
+def _typed(words: Sequence[str], parts: Sequence[Part]) -> dict[str, str]:
+    """The options on the command line: names of fields, with the flag as it was written."""
+    fields = {flag: name for part in parts for name, flag in part.flags.items()}
+    fields |= {alias: name for part in parts for alias, name in part.aliases.items()}
+    fields |= {"m": "model", "o": "output"}
+    found = {}
+    for word in words:
+        name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        name = name if name in fields else name.removeprefix("no_")
+        if word.startswith("-") and name in fields:
+            found[fields[name]] = word.partition("=")[0]
+    return found
+
+
+def _give_way(file: dict[str, Any], typed: Mapping[str, str], aliases: Mapping[str, str]) -> None:
+    """Drop from the values of the -c file what `INSTEAD` says, unless it was typed, too."""
+    for name in [name for one in typed for name in INSTEAD.get(one, ()) if name not in typed]:
+        for key in (name, *(alias for alias, meant in aliases.items() if meant == name)):
+            file.pop(key, None)
+
+
+def _row_problems(where: TrainOptions, method: Any) -> list[str]:
     if method.brings_rows and where.sources:
-        raise ConfigError(
+        return [
             f"The rows come from one place only, not from {where.sources[0]} and the method's own flags together."
-        )
+        ]
     if not method.brings_rows and not where.sources and not where.evaluates:
-        raise ConfigError(f"No rows to train on: give one of {'; '.join(DATA_FORMS)}.")
+        return [f"No rows to train on: give one of {'; '.join(DATA_FORMS)}."]
+    return []
 
 
 def is_first_process() -> bool:
@@ -220,7 +283,12 @@ def _train(job: Job) -> int:
             )
         return 130
     if not where.quiet:
-        told = "was finished already" if run.already_finished else f"{run.steps} steps in {run.seconds:.0f} s"
+        spent = f", {run.flops:.2g} FLOP" if run.flops else ""
+        told = (
+            "was finished already"
+            if run.already_finished
+            else f"{run.steps} steps in {run.seconds:.0f} s{spent}"
+        )
         numbers = "; ".join(filter(None, (_numbers(run.metrics, split) for split in ("", "test_"))))
         _say(f"{where.output}: {told}. {numbers}".rstrip(". ") + ".")
         if job.method.trains_model:
@@ -228,7 +296,7 @@ def _train(job: Job) -> int:
                 f"  Its curve: unspoken curve {where.output}\n  Its speed: unspoken throughput {where.output}"
             )
         else:
-            _say(f'  Look through it: unspoken lens "TEXT" -m {where.model} --lens logit {where.output}')
+            _say(f'  Look through it: unspoken lens "TEXT" -m {where.beginning} --lens logit {where.output}')
     return 0
 
 
@@ -268,7 +336,7 @@ def _beginning(where: TrainOptions) -> str | CausalLM:
 
     if where.from_pretrained is not None and is_reference(where.from_pretrained):
         return _load(where.from_pretrained, dtype="float32", device="cpu")
-    return where.from_pretrained or where.model
+    return where.beginning
 
 
 def _load(source: str, dtype: str, device: str) -> CausalLM:
@@ -301,7 +369,8 @@ def read_data(where: TrainOptions) -> Data:
             except DataError as error:
                 if split == "train":
                     raise
-                _say(f"{split}: none. {error.message}")
+                if not where.quiet:
+                    _say(f"{split}: none. {error.message}")
     else:
         paths = (where.train_path, where.val_path, where.test_path)
         files = {s: read_chains(path) for s, path in zip(SPLITS, paths, strict=True) if path is not None}
@@ -312,10 +381,16 @@ def read_data(where: TrainOptions) -> Data:
     try:
         check_disjoint(rows)
     except DataError as error:
-        _say(f"warning: {error.message}")
+        if is_first_process() and not where.quiet:
+            sys.stderr.write(f"warning: {error.message}\n")
     manifest = {
         "source": {split: file.report.source for split, file in files.items()},
         "counts": {split: len(found) for split, found in rows.items()},
+        "left_out": {
+            split: {why: len(lines) for why, lines in file.report.dropped.items()}
+            for split, file in files.items()
+            if file.report.dropped
+        },
         "sha256": {split: digest(found) for split, found in rows.items()},
     }
     return Data(rows.get("train", ()), rows.get("valid", ()), rows.get("test", ()), manifest)

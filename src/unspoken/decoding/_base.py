@@ -228,6 +228,11 @@ class Strategy(Configured):
         """How many rows of a batch one request can use at once."""
         return 1
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether every seed gives the same result."""
+        return False
+
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
         """The ids of the prompt."""
         return lm.tokens.encode_prompt(prompt)

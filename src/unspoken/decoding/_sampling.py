@@ -169,6 +169,11 @@ def entropy(probs: Tensor, logits: Tensor, temperature: float) -> Tensor:
     return (gap / temperature - probs.amax(-1).log()).clamp(min=0.0)
 
 
+def is_greedy(temperature: float, top_k: int = 0) -> bool:
+    """Whether nothing is left to chance."""
+    return temperature < GREEDY_BELOW or top_k == 1
+
+
 def filter_problems(
     temperature: float, top_k: int, top_p: float, min_p: float, suffix: str = ""
 ) -> list[str]:

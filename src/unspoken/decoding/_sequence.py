@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -101,6 +101,11 @@ class Branch:
         return "".join(step.text for step in self.steps if step.phase == "answer")
 
     @property
+    def failed(self) -> bool:
+        """Whether it could not be decoded to an end; its reason says why."""
+        return self.reason.startswith("error")
+
+    @property
     def complete(self) -> bool:
         """Whether it ended by itself: with an end token or a stop string."""
         return self.reason in ("eos", "stop")
@@ -119,9 +124,33 @@ class Branch:
 Work = Generator[list[Spawn], list[Branch], Branch]
 
 
+def room(lm: CausalLM, row: Row) -> int:
+    """Most steps that a sequence can have: the budget, or what the prompt leaves of the context."""
+    limit = lm.max_positions
+    return row.budget if limit is None else min(row.budget, limit - len(row.prompt_ids))
+
+
+def finished(branch: Branch, row: Row, total: int) -> Branch:
+    """An answer that grew in blocks, with the reason why it is over as a whole.
+
+    What fills its last block without an end has that block's reason.
+
+    Args:
+        branch: The answer.
+        row: Its request.
+        total: Most steps it could have; see `room`.
+    """
+    if branch.complete:
+        return branch
+    return Branch(branch.steps, "context" if len(branch.steps) == total < row.budget else "length")
+
+
 @dataclass(frozen=True)
 class SequenceStrategy(Strategy):
     """A strategy that decides about whole sequences rather than about steps."""
+
+    tolerant: ClassVar[bool] = False
+    """Whether it is given branches that failed, and goes on with the others; otherwise one of them ends the row."""
 
     @abstractmethod
     def run(self, lm: CausalLM, row: Row) -> Work:
@@ -289,7 +318,9 @@ class Conductor:
             return
         owner.usage += replace(usage, prompt_tokens=0, seconds=0.0)
         owner.waiting -= 1
-        if reason == "cancelled" or reason.startswith("error"):
+        strategy = owner.row.request.strategy
+        assert isinstance(strategy, SequenceStrategy)
+        if reason == "cancelled" or (branch.failed and not strategy.tolerant):
             yield from self._close(owner, reason)
         elif not owner.waiting:
             yield from self._resume(owner, owner.branches)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unspoken.decoding import _prompt, _sampling
 from unspoken.decoding._base import Feed, Prompt, Row, State, Strategy
-from unspoken.decoding._sequence import Branch, Decided, SequenceStrategy, Spawn, Work
+from unspoken.decoding._sequence import Branch, Decided, SequenceStrategy, Spawn, Work, room
 from unspoken.errors import RunError
 
 if TYPE_CHECKING:
@@ -104,12 +104,15 @@ class BeamSearch(SequenceStrategy):
             )
         return found
 
+    @property
+    def deterministic(self) -> bool:
+        return True
+
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
         return _prompt.with_opener(lm, prompt, self.think_open)
 
     def run(self, lm: CausalLM, row: Row) -> Work:
-        limit = lm.max_positions
-        longest = row.budget if limit is None else min(row.budget, limit - len(row.prompt_ids))
+        longest = room(lm, row)
         look, seed = _Lookout(self.width), row.request.seed
         (root,) = yield [Spawn(look, row.budget, seed)]
         beginnings: list[tuple[Branch, float]] = [(root, 0.0)]

@@ -19,7 +19,8 @@ class BestOfN(OneOfMany):
     """Keep the candidate with the highest log-probability under the model.
 
     Scored are the tokens that were chosen, thoughts included, at temperature 1 and without filters. Candidates that
-    the budget cut off count by what there is of them; of equal scores the first is kept.
+    the budget cut off count by what there is of them, and those that failed do not count; of equal scores the first is
+    kept.
     """
 
     formula: ClassVar[str] = "argmaxᵢ log p(xᵢ) over n answers"
@@ -36,8 +37,9 @@ class BestOfN(OneOfMany):
 
     def run(self, lm: CausalLM, row: Row) -> Work:
         branches = yield from self.candidates(row)
-        scores = [self.score(branch) for branch in branches]
-        chosen = scores.index(max(scores))
+        scores = [-math.inf if branch.failed else self.score(branch) for branch in branches]
+        alive = [i for i, branch in enumerate(branches) if not branch.failed]
+        chosen = max(alive, key=lambda i: scores[i])
         listed = [
             {"score": score if score > -math.inf else None, **described(branch)}
             for branch, score in zip(branches, scores, strict=True)

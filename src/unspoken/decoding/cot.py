@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspoken.decoding import _prompt
 from unspoken.decoding._base import Feed, Prompt, Row, State, Strategy
-from unspoken.decoding._sampling import filter_problems
+from unspoken.decoding._sampling import filter_problems, is_greedy
 from unspoken.decoding._tokens import Sampler
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class ChainOfThought(Strategy):
 
     def problems(self) -> list[str]:
         return filter_problems(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    @property
+    def deterministic(self) -> bool:
+        return is_greedy(self.temperature, self.top_k)
 
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
         return _prompt.with_opener(lm, prompt, self.think_open)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unspoken.decoding import _prompt
 from unspoken.decoding._base import Feed, Prompt, Row, State, Strategy
-from unspoken.decoding._sampling import filter_problems, token_logprob
+from unspoken.decoding._sampling import filter_problems, is_greedy, token_logprob
 from unspoken.decoding._tokens import Sampler
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class Filler(Strategy):
         if self.force_sep2 and not self.sep2 and lm.tokens.tokenizer.eos_token_id is None:
             found.append("The model has no end token to force as separator; name one with sep2.")
         return found
+
+    @property
+    def deterministic(self) -> bool:
+        return is_greedy(self.temperature, self.top_k)
 
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
         return lm.tokens.encode_prompt(prompt) + self.suffix(lm.tokens)

@@ -13,7 +13,16 @@ import torch
 from unspoken.decoding import _prompt
 from unspoken.decoding._base import Prompt, Request, Row, derive_seed
 from unspoken.decoding._power import Bound, Proposal, Target, Tokens, generator_after, uniforms
-from unspoken.decoding._sequence import REJECTED, Branch, Decided, SequenceStrategy, Spawn, Work
+from unspoken.decoding._sequence import (
+    REJECTED,
+    Branch,
+    Decided,
+    SequenceStrategy,
+    Spawn,
+    Work,
+    finished,
+    room,
+)
 from unspoken.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -132,7 +141,10 @@ class PowerSampling(SequenceStrategy):
         total = request.max_new_tokens
         for name, value in (("block_size", self.block_size), ("num_blocks", self.num_blocks)):
             if value is not None and value > total:
-                raise ConfigError(f"{name} must not exceed the budget of {total} tokens, but is {value}.")
+                raise ConfigError(
+                    f"{name} must not exceed the budget of {total} tokens, but is {value}: lower it, or raise "
+                    "max_new_tokens."
+                )
         return total
 
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
@@ -144,17 +156,11 @@ class PowerSampling(SequenceStrategy):
         return [*range(size, total, size), total]
 
     def run(self, lm: CausalLM, row: Row) -> Work:
-        limit = lm.max_positions
-        total = row.budget if limit is None else min(row.budget, limit - len(row.prompt_ids))
+        total = room(lm, row)
         chain = _Chain(self, row, total)
         state = yield from (chain.reference() if self.mode == "reference" else chain.exact())
-        branch = state.branch
-        if not branch.complete:
-            # What filled an earlier block has the reason of that block.
-            full = "context" if total < row.budget and len(branch.steps) == total else "length"
-            branch = Branch(branch.steps, full)
         row.note("power", chain.summary(state))
-        return branch
+        return finished(state.branch, row, total)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from unspoken.decoding import _prompt
 from unspoken.decoding._base import Prompt, Row, derive_seed
 from unspoken.decoding._power import Proposal, draw, effective_size, log_mean, normalised, systematic
-from unspoken.decoding._sequence import Branch, SequenceStrategy, Spawn, Work
+from unspoken.decoding._sequence import Branch, SequenceStrategy, Spawn, Work, finished, room
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -103,8 +103,7 @@ class PowerSMC(SequenceStrategy):
         return 1.0 + (self.alpha - 1.0) * share
 
     def run(self, lm: CausalLM, row: Row) -> Work:
-        limit = lm.max_positions
-        total = row.budget if limit is None else min(row.budget, limit - len(row.prompt_ids))
+        total = room(lm, row)
         cloud = [_Particle(Branch([]), i) for i in range(self.particles)]
         position, before, log_normaliser = 0, 1.0, 0.0
         checks: list[dict[str, Any]] = []
@@ -148,7 +147,7 @@ class PowerSMC(SequenceStrategy):
                 }
             )
         cloud = self.moved(cloud, {}, self.alpha, before)
-        return self.drawn(row, cloud, checks, log_normaliser, total)
+        return finished(self.drawn(row, cloud, checks, log_normaliser), row, total)
 
     @staticmethod
     def moved(
@@ -174,13 +173,11 @@ class PowerSMC(SequenceStrategy):
         cloud: list[_Particle],
         checks: list[dict[str, Any]],
         log_normaliser: float,
-        total: int,
     ) -> Branch:
         """One particle by weight, and the note about all of them."""
         logs = [particle.log_weight for particle in cloud]
         weights = normalised(logs)
         chosen = draw(weights, derive_seed(row.request.seed, "choice"))
-        branch = cloud[chosen].branch
         listed = [
             {
                 "weight": weight,
@@ -201,7 +198,4 @@ class PowerSMC(SequenceStrategy):
             "particles": listed,
         }
         row.note("smc", note)
-        if branch.complete:
-            return branch
-        full = "context" if total < row.budget and len(branch.steps) == total else "length"
-        return Branch(branch.steps, full)
+        return cloud[chosen].branch

@@ -146,6 +146,18 @@ class SoftThinking(Strategy):
             )
         return total
 
+    @property
+    def deterministic(self) -> bool:
+        # A law that is one-hot leaves nothing to draw from, whatever the mixture.
+        drawn = self.base_mixture in ("dirichlet", "hard_sample") and self.k > 1
+        thinks = drawn and self.T_e > 0 and not _sampling.is_greedy(self.temperature)
+        return not thinks and _sampling.is_greedy(self.answer_temperature, self.top_k2)
+
+    @property
+    def answer_temperature(self) -> float:
+        """Temperature of phase 2."""
+        return self.temperature if self.temperature2 is None else self.temperature2
+
     def prompt_ids(self, lm: CausalLM, prompt: Prompt) -> list[int]:
         return _prompt.with_opener(lm, prompt, self.think_open)
 
@@ -168,8 +180,7 @@ class SoftThinking(Strategy):
             feeds += self._think(_pick(logits, think), think, state)
         answer = [i for i, row in enumerate(state.rows) if row.phase == "answer" and row.counted < row.budget]
         if answer:
-            temperature = self.temperature if self.temperature2 is None else self.temperature2
-            sampler = Sampler(temperature, self.top_k2, self.top_p2, self.min_p2)
+            sampler = Sampler(self.answer_temperature, self.top_k2, self.top_p2, self.min_p2)
             feeds.append(sampler(_pick(logits, answer), answer, state))
         return feeds
 

@@ -32,7 +32,9 @@ def read_plainly(text: str, truncated: bool) -> str | None:
         return None
     numbers = _NUMBER.findall(lines[-1])
     if numbers:
-        return f"{Decimal(numbers[-1].replace(',', '')).normalize():f}"
+        number = f"{Decimal(numbers[-1].replace(',', '')):f}"  # exact; normalising would round to 28 digits
+        number = number.rstrip("0").rstrip(".") if "." in number else number
+        return "0" if number == "-0" else number
     return " ".join(lines[-1].casefold().split()).strip(" .!*_#`\"'") or None
 
 
@@ -61,7 +63,7 @@ class Vote(OneOfMany):
     """Self-consistency: the answer that most candidates agree on (arXiv 2203.11171).
 
     An evaluation's task says how answers are read and which of them are the same; elsewhere the last line counts.
-    Candidates without an answer do not vote. Of classes with equal votes the one with the highest sum of
+    Candidates that failed or give no answer do not vote. Of classes with equal votes the one with the highest sum of
     log-probabilities wins, and of the winning class the likeliest candidate is kept. Where nobody votes, it is the
     likeliest of all.
     """
@@ -74,9 +76,9 @@ class Vote(OneOfMany):
     def run(self, lm: CausalLM, row: Row) -> Work:
         branches = yield from self.candidates(row)
         classes = self.classes(branches, row.request.answers or PLAIN)
-        everyone = tuple(range(len(branches)))
+        alive = [i for i, branch in enumerate(branches) if not branch.failed]
         winner = max(classes, key=lambda c: (c.weight, c.logprob), default=None)
-        chosen = max(winner.members if winner else everyone, key=lambda i: branches[i].logprob)
+        chosen = max(winner.members if winner else alive, key=lambda i: branches[i].logprob)
         note: dict[str, Any] = {
             "chosen": chosen,
             "answer": winner.answer if winner else None,
@@ -84,7 +86,7 @@ class Vote(OneOfMany):
                 {"answer": c.answer, "size": len(c.members), "weight": c.weight, "members": list(c.members)}
                 for c in sorted(classes, key=lambda c: (c.weight, c.logprob), reverse=True)
             ],
-            "without_answer": len(branches) - sum(len(c.members) for c in classes),
+            "without_answer": len(alive) - sum(len(c.members) for c in classes),
             "candidates": [described(branch) for branch in branches],
         }
         row.note("vote", note)
@@ -95,6 +97,8 @@ class Vote(OneOfMany):
         groups: list[tuple[str, list[int]]] = []
         try:
             for i, branch in enumerate(branches):
+                if branch.failed:
+                    continue
                 answer = answers.read(branch.answer_text, branch.reason in ("length", "context"))
                 if answer is None:
                     continue

@@ -8,18 +8,22 @@ from typing import Any
 from unspoken.evaluation._folder import flatten
 from unspoken.evaluation.records import Run
 
-_MUST_AGREE = {
+_NAMES = {
+    "budget": "budget of steps",
+    "task.examples_hash": "data",
     "task.version": "grader and prompt version",
     "model.source": "model",
     "model.dtype": "dtype",
     "model.attn": "attention implementation",
-    "model.depth.name": "depth",
 }
+_DEPTH = "model.depth."
+_OF_DEPTH = ("model.parameters", "model.weights_hash")
+"""What is another at another depth of one model."""
 
 
 def setting_warnings(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     """Why each run may not be comparable with the first."""
-    warnings = []
+    warnings = _depths(runs, names)
     base, base_name = runs[0], names[0]
     first = {**flatten(base.config), "budget": _budget(base)}
     for run, name in zip(runs[1:], names[1:], strict=True):
@@ -32,17 +36,18 @@ def setting_warnings(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
                 f"{name} and {base_name}: task, prompt and grader cannot be checked, they were not recorded."
             )
             keys = [key for key in keys if key in first and key in other]
+        other_depth = first.get(f"{_DEPTH}kept_blocks") != other.get(f"{_DEPTH}kept_blocks")
+        told = []
         for key in [*keys, "budget"]:
-            if first.get(key) == other.get(key):
+            if first.get(key) == other.get(key) or key.startswith(_DEPTH):
                 continue
-            what = {"budget": "budget of steps", "task.examples_hash": "data"}.get(key) or _MUST_AGREE.get(
-                key, key
-            )
-            values = (
-                "" if key == "task.examples_hash" else f" ({other.get(key)!r} against {first.get(key)!r})"
-            )
+            if other_depth and key in _OF_DEPTH:
+                continue
+            values = "" if key.endswith("_hash") else f" ({other.get(key)!r} against {first.get(key)!r})"
+            told.append(f"{_NAMES.get(key, key)}{values}")
+        if told:
             warnings.append(
-                f"{name} and {base_name} differ in {what}{values}: accuracies may not be comparable."
+                f"{name} and {base_name} differ in {', '.join(told)}: accuracies may not be comparable."
             )
         samples = [r.summary.samples for r in (run, base)]
         if samples[0] != samples[1]:
@@ -68,6 +73,15 @@ def setting_warnings(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     if any(run.summary.samples > 1 for run in runs):
         warnings.append("With several samples an example, McNemar's test compares the majority votes.")
     return warnings
+
+
+def _depths(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """One sentence with the depth of each run, where they are not all the same."""
+    depths = [run.config.get("model", {}).get("depth", {}).get("name", "the full model") for run in runs]
+    if len(set(depths)) < 2:
+        return []
+    listed = ", ".join(f"{name} is {depth}" for name, depth in zip(names, depths, strict=True))
+    return [f"The runs are of different depths: {listed}."]
 
 
 def _budget(run: Run) -> Any:

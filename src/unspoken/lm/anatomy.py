@@ -189,7 +189,7 @@ class _Probe:
 
     def _head_hook(self, _module: nn.Module, args: Any, output: Tensor) -> Tensor:
         self.head_input, self.raw = args[0], output
-        largest = float(output.abs().max())
+        largest = float(_without_infinity(output).abs().max())
         self.gain = max(1.0, _TARGET / largest) if largest > 0 else 1.0
         return output * self.gain
 
@@ -290,7 +290,15 @@ def _same(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
     if left.shape != right.shape:
         return False
     left, right = left.float(), right.to(left.device).float()
+    if not torch.equal(left.isneginf(), right.isneginf()):
+        return False
+    left, right = _without_infinity(left), _without_infinity(right)
     return bool((left - right).abs().max() <= _TOLERANCE.get(dtype, 4e-2) * right.abs().max())
+
+
+def _without_infinity(logits: Tensor) -> Tensor:
+    """Logits with 0 where a model rules a token out by minus infinity, which no difference can be taken of."""
+    return logits.masked_fill(logits.isneginf(), 0.0)
 
 
 def _difference(left: Tensor, right: Tensor) -> str:

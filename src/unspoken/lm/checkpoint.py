@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import unspoken
-from unspoken.config import from_dict, to_dict
+from unspoken.config import from_dict, json_ready, to_dict
 from unspoken.discovery import STRATEGIES
 from unspoken.errors import ConfigError, ModelError, RunError, UnknownNameError
 from unspoken.lm import sources
@@ -53,7 +53,7 @@ def remember(
         "provenance": provenance,
     }
     aside = Path(folder) / f".{FILE}.writing"
-    aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(json_ready(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(aside, Path(folder) / FILE)
 
 

@@ -117,7 +117,9 @@ def read_chains(path: str | Path) -> ChainFile:
     text = read_text(path)
     if path.suffix in (".jsonl", ".json"):
         return _gather(str(path), numbered_rows(text), _parse_row)
-    lines = ((number, line, None) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    # A file without line feeds is of a system that ends lines by carriage returns.
+    ends = "\n" if "\n" in text else "\r"
+    lines = ((number, line, None) for number, line in enumerate(text.split(ends), 1) if line.strip())
     return _gather(str(path), lines, _parse_line)
 
 
@@ -276,7 +278,7 @@ def digest(chains: Iterable[Chain]) -> str:
     return hashed.hexdigest()
 
 
-def check_disjoint(splits: Mapping[str, Iterable[Chain]]) -> None:
+def check_disjoint(splits: Mapping[Any, Iterable[Chain]]) -> None:
     """Check that no question is in two splits.
 
     Raises:
@@ -324,12 +326,16 @@ class ChainTask(Task):
         """The question as it is."""
         return [{"role": "user", "content": example.question}]
 
-    def manifest(self) -> dict[str, Any]:
-        """What the data are: task, fields, counts and SHA-256 of each split, JSON-ready."""
-        return _manifest(self, {split: self.chains(split) for split in SPLITS})
+    def manifest(self, splits: Mapping[Split, Sequence[Chain]] | None = None) -> dict[str, Any]:
+        """What the data are: task, fields, counts and SHA-256 of each split, JSON-ready.
+
+        Args:
+            splits: The rows of all splits, for those who have them already; they are made if not given.
+        """
+        return _manifest(self, splits or {split: self.chains(split) for split in SPLITS})
 
 
-def _manifest(task: ChainTask, splits: Mapping[str, Sequence[Chain]]) -> dict[str, Any]:
+def _manifest(task: ChainTask, splits: Mapping[Split, Sequence[Chain]]) -> dict[str, Any]:
     check_disjoint(splits)
     fields = {name: value for name, value in to_dict(task).items() if name != "split"}
     return {
@@ -351,7 +357,7 @@ def write_splits(task: ChainTask, folder: str | Path) -> dict[str, Any]:
         The manifest.
     """
     folder = Path(folder)
-    splits: dict[str, list[Chain]] = {split: task.chains(split) for split in SPLITS}
+    splits: dict[Split, list[Chain]] = {split: task.chains(split) for split in SPLITS}
     manifest = _manifest(task, splits)
     texts: dict[str, Iterator[str]] = {
         f"{split}.txt": (f"{chain.line}\n" for chain in chains) for split, chains in splits.items() if chains

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -111,20 +112,33 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
+def located(path: str | Path) -> Path:
+    """`path`, or what has this name in the folder that `UNSPOKEN_DATA` names, if nothing here has it."""
+    here = Path(path)
+    folder = os.environ.get("UNSPOKEN_DATA")
+    return here if here.exists() or not folder or not (Path(folder) / here).exists() else Path(folder) / here
+
+
 def read_text(path: Path) -> str:
-    """The text of a file; bytes that are no UTF-8 are kept for `check_utf8` to find.
+    """The text of a file (`located`); bytes that are no UTF-8 are kept for `check_utf8` to find.
 
     Raises:
         DataError: If it cannot be read.
     """
     try:
         # Bytes that are no UTF-8 stay as lone surrogates, so that only the lines holding them are broken.
-        return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        return located(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(
             f"Cannot read the data file {str(path)!r}: {error.strerror}.",
-            f"Looked in {str(Path.cwd())!r}; name a file that is there (--data, --train_path, --texts).",
+            f"Looked in {str(Path.cwd())!r}{_second_place()}; "
+            "name a file that is there (--data, --train_path, --texts).",
         ) from error
+
+
+def _second_place() -> str:
+    folder = os.environ.get("UNSPOKEN_DATA")
+    return f" and in UNSPOKEN_DATA={folder!r}" if folder else " (UNSPOKEN_DATA could name a folder of data)"
 
 
 Numbered = tuple[int, Any, str | None]  # line, value, reason why it could not be read

@@ -87,7 +87,7 @@ def distinct_rows(key: str, count: int, draw: Draw, *, balanced: bool = False) -
         if idle == _PATIENCE:
             raise ConfigError(
                 f"Only {have} different rows were found with these settings; {count} are needed.",
-                "Ask for fewer rows, or for longer ones.",
+                "Ask for fewer rows (--n-train N, --n-valid N, --n-test N), or for longer ones.",
             )
     return np.concatenate(kept_rows)[:count], np.concatenate(kept_classes)[:count]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from unspoken.tasks._answers import equal, grade
 from unspoken.tasks._chains import (
@@ -16,6 +15,7 @@ from unspoken.tasks._chains import (
     read_chains,
     split_file,
 )
+from unspoken.tasks._data import located
 from unspoken.tasks._numbers import read_number
 from unspoken.types import Example, Grade
 
@@ -51,9 +51,9 @@ class GSM8KAug(ChainTask):
         """
         if self.data is None:
             found = load_chains(_REPO, None, _HUB_SPLITS[split])
-        elif Path(self.data).is_dir():
+        elif located(self.data).is_dir():
             try:
-                found = read_chains(split_file(Path(self.data), None, split))
+                found = read_chains(split_file(located(self.data), None, split))
             except MissingSplitError as error:
                 if split != self.split:
                     return []
@@ -69,7 +69,7 @@ class GSM8KAug(ChainTask):
     def example_ids(self, split: Split) -> str:
         if self.data is None:
             return super().example_ids(split)
-        path = Path(self.data)
+        path = located(self.data)
         return f"{path.name}-{split}" if path.is_dir() else path.stem
 
     def examples(self) -> list[Example]:

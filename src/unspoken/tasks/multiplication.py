@@ -6,11 +6,10 @@ import hashlib
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from unspoken.tasks._chains import Chain, ChainTask, Split, split_file
-from unspoken.tasks._data import read_lines
+from unspoken.tasks._data import located, read_lines
 from unspoken.tasks._generated import size_problems, split_bounds
 from unspoken.types import Example, Grade
 
@@ -152,14 +151,14 @@ class Multiplication(ChainTask):
 
     def example_ids(self, split: Split) -> str:
         if self.data is not None:
-            path = Path(self.data)
+            path = located(self.data)
             return f"{path.name}-{split}" if path.is_dir() else path.stem
         name = f"multiplication-{self.digits}x{self._digits_b}-s{self.data_seed}"
         return name if split == "test" else f"{name}-{split}"
 
     def _numbered(self, split: Split) -> list[tuple[int, _Problem]]:
         if self.data is not None:
-            path = Path(self.data)
+            path = located(self.data)
             if path.is_dir():
                 path = split_file(path, None, split)
             elif split != self.split:

@@ -9,7 +9,7 @@ and each of several processes, agrees with an uninterrupted single one without t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,12 +65,14 @@ class Work(ABC):
     Attributes:
         n_rows: Training rows.
         notes: What was odd about the data, each as one sentence, for the log.
+        left_out: How many rows of each split could not be used, by reason.
         splits: Of `valid` and `test` those that can be evaluated; None for those that the data have rows of.
         optimizer: Class of the optimizer and its arguments, instead of AdamW with those of the options.
     """
 
     n_rows: int
     notes: Sequence[str] = ()
+    left_out: Mapping[str, Mapping[str, int]] = {}  # noqa: RUF012 - never changed in place
     splits: Sequence[str] | None = None
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
 
@@ -176,6 +178,7 @@ class Work(ABC):
         """What checkpoints are kept for, from an evaluation's metrics: folder name to score, higher is better.
 
         `{"best": 0.9}` saves the model as `best/` in the output folder if no earlier score of that name was higher.
+        A name with a slash, such as `best_by_removed/8`, is that of a stage: saved only with `save_stages`.
         """
         return {}
 
@@ -216,6 +219,15 @@ class Method(Configured):
             total_steps: Micro-batches of the run.
         """
         return {}
+
+    def longest_row(self, row: int, chain: int) -> int:
+        """Most tokens of a row at any time of a run, to tell beforehand what a run needs.
+
+        Args:
+            row: Tokens of the whole row.
+            chain: Of these, tokens of its chain of thought.
+        """
+        return row
 
     @abstractmethod
     def extra_words(self, data: Data) -> list[str]:

@@ -5,6 +5,7 @@ output/                 the trained model, when the run is over: a plain Hugging
     training.json       what the run is, and whether it is finished
     metrics.jsonl       one row for each log and evaluation
     best/               the model at its best score, where the method names scores
+    best_by_removed/N/  the same of each stage of the curriculum, with save_stages
     checkpoints/step-N/ the model at step N
         trainer/        what else it takes to go on from there: optimizer, counters, adapters
 ```
@@ -20,7 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unspoken.config import json_ready
 from unspoken.errors import ConfigError, RunError
+
+_OF_WRITERS = ("SafetensorError", "RuntimeError", "Exception")
 
 
 @contextmanager
@@ -44,8 +48,9 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        # safetensors reports a full disk with an exception of its own, torch with a RuntimeError.
-        if isinstance(error, OSError) or type(error).__name__ in ("SafetensorError", "RuntimeError"):
+        # Of a full disk safetensors tells with an exception of its own, torch with a RuntimeError, tokenizers with
+        # a bare Exception.
+        if isinstance(error, OSError) or type(error).__name__ in _OF_WRITERS:
             raise RunError(
                 f"Could not write the checkpoint {folder}: {error}",
                 "Earlier checkpoints are as they were. Make room and run the same command again.",
@@ -81,8 +86,10 @@ def newest_first(output: Path) -> list[tuple[int, Path]]:
 
 
 def prune(output: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints."""
-    for _, path in newest_first(output)[keep:]:
+    """Remove all but the newest checkpoints, and what a kill left half-written; no process may be writing."""
+    half = [path for place in (output, output / "checkpoints") for path in place.glob(".*") if path.is_dir()]
+    half = [path for path in half if path.name.endswith((".writing", ".old"))]
+    for path in [*(path for _, path in newest_first(output)[keep:]), *half]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -120,7 +127,7 @@ def write_run(output: Path, run: dict[str, Any]) -> None:
     aside = output / ".training.json.writing"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(json_ready(run), indent=1) + "\n", encoding="utf-8")
         os.replace(aside, output / "training.json")
     except OSError as error:
         raise RunError(f"Cannot write into {output}: {error.strerror}.") from error
@@ -158,7 +165,7 @@ def move_aside(output: Path) -> None:
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in json.loads(json.dumps(values)).items():
+    for key, value in json.loads(json.dumps(json_ready(values))).items():
         if isinstance(value, dict):
             flat.update(_flat(value, f"{prefix}{key}."))
         else:

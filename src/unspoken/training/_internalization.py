@@ -40,6 +40,7 @@ class InternalizationWork(Work):
 
     Attributes:
         notes: What was odd about the data, each as one sentence.
+        left_out: How many rows of each split could not be used, by reason.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class InternalizationWork(Work):
         words = template.word_ids(lm.tokenizer)
         own_sep2 = template.sep2 != template.eos
         self._sep2_name = str(lm.tokenizer.convert_ids_to_tokens(words[template.sep2])) if own_sep2 else ""
+        self.left_out = {name: rows.dropped for name, rows in splits.items() if rows.dropped}
         self.notes = [
             f"{count} rows of {name} were left out, {why}."
-            for name, rows in splits.items()
-            for why, count in rows.dropped.items()
+            for name, reasons in self.left_out.items()
+            for why, count in reasons.items()
         ]
         self._check_counts()
         self.notes += self._odd_schedule()
@@ -170,11 +172,18 @@ class InternalizationWork(Work):
             self.gate.restore(state["gate"])
 
     def scores(self, metrics: dict[str, float], t: int) -> dict[str, float]:
-        # Only evaluations of the run's last stage compare with each other; when a gate opens is not known before.
+        # Only evaluations of one stage compare with each other: `best` is of the run's last. When a gate opens is
+        # not known before.
         last, now = self.stage(self.total_steps - 1), self.stage(max(t - 1, 0))
-        if not self._emptied(now) if self.gate else (now.count, now.share) != (last.count, last.share):
-            return {}
-        return {"best": metrics.get("teacher_forced_exact", metrics.get("exact_match", 0.0))}
+        score = metrics.get("teacher_forced_exact", metrics.get("exact_match", 0.0))
+        found = {}
+        if now.kind in ("count", "accuracy_gated"):
+            found["best_by_removed/" + ("all" if self._emptied(now) else f"{now.count:g}")] = score
+        alike = self.gate is None and (now.count, now.share) == (last.count, last.share)
+        # The count goes on rising when nothing is left to remove.
+        if alike or (self._emptied(now) and (self.gate is not None or self._emptied(last))):
+            found["best"] = score
+        return found
 
     # Batches
 

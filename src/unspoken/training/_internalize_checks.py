@@ -2,13 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
+
+from unspoken.training._internalize_presets import COUNTED, defaults
+from unspoken.training._needs import Need, idle
+
+NEEDS = (
+    Need("gate_accuracy gate_max_steps", lambda m: m.schedule == "accuracy_gated", "schedule accuracy_gated"),
+    Need("joint_beta", lambda m: m.schedule == "joint", "schedule joint"),
+    Need(
+        "ramp_end switch_from_n_rate",
+        lambda m: m.schedule in ("fraction", "switch"),
+        "a ramp (schedule fraction or switch)",
+    ),
+    Need("remove_per_epoch remove_every_n_step", lambda m: m.schedule == "count", "schedule count"),
+    Need(
+        "remove_per_epoch",
+        lambda m: not m.remove_every_n_step,
+        "remove_every_n_step 0, which else sets the pace",
+    ),
+    Need("step_delimiters", lambda m: m.unit == "step", "unit step"),
+    Need("fill_kind", lambda m: m.mode != "drop", "fillers, but mode is drop"),
+    Need("fill_text", lambda m: m.mode != "drop" and m.fill_kind == "text", "fillers of fill_kind text"),
+    Need(
+        "init_fill",
+        lambda m: m.mode != "drop" or m.sep_mode != "eos",
+        "new tokens: fillers (mode), or separators of their own (sep_mode)",
+    ),
+    Need("fill_ratio", lambda m: m.mode == "ratio", "mode ratio; mode is {m.mode}"),
+    Need(
+        "n_fillers", lambda m: m.mode in ("fixed", "capped"), "the modes fixed and capped; mode is {m.mode}"
+    ),
+    Need(
+        "fill_loss_weight fill_loss_anneal",
+        lambda m: m.fill_target != "ignore",
+        "fill_target fill or cot: with ignore there is no loss at fillers",
+    ),
+    Need(
+        "infer_num_fillers",
+        lambda m: m.mode in ("replace", "ratio") and not m.sample_fillers,
+        "the modes replace and ratio and without sample_fillers; mode is {m.mode}",
+    ),
+    Need(
+        "force_sep2",
+        lambda m: not m.sample_fillers and not m.remove_separator,
+        "a separator that can be read in advance: without sample_fillers and remove_separator",
+    ),
+    Need("max_len_action", lambda m: m.max_len_train > 0, "max_len_train"),
+)
 
 
 def problems(method: Any) -> list[str]:
     """All that is wrong with the fields of an `Internalize`, each as one sentence."""
-    return [*_ranges(method), *_schedule(method), *_fillers(method), *_separators(method)]
+    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    otherwise = {f.name: f.default for f in dataclasses.fields(method)} | defaults(values)
+    return [
+        *_ranges(method),
+        *_schedule(method),
+        *_fillers(method),
+        *_separators(method),
+        *idle(method, NEEDS, otherwise),
+    ]
 
 
 def _ranges(m: Any) -> list[str]:
@@ -17,9 +73,12 @@ def _ranges(m: Any) -> list[str]:
     for name in (*at_least_0, "remove_from_n_steps", "n_fillers", "gate_max_steps"):
         if not getattr(m, name) >= 0:
             found.append(f"{name} must be 0 or more, not {getattr(m, name)}.")
-    for name in ("removal_smoothing_lambda", "remove_all_when_remove_beyond", "joint_beta"):
+    for name in ("removal_smoothing_lambda", "remove_all_when_remove_beyond"):
         if not getattr(m, name) > 0:
             found.append(f"{name} must be above 0, not {getattr(m, name)}.")
+    # Below, both Gamma variates that a share is made of would be 0 in floating point now and then.
+    if not 0.01 <= m.joint_beta <= 1e6:
+        found.append(f"joint_beta must be from 0.01 to 1e6, not {m.joint_beta}.")
     if math.isinf(m.remove_per_epoch):
         found.append(
             "remove_per_epoch must be finite; remove_start_from inf removes everything from the start."
@@ -52,19 +111,15 @@ def _schedule(m: Any) -> list[str]:
         found.append(
             f"switch_mode {m.switch_mode} contradicts fill_pattern {m.fill_pattern}; give one of them."
         )
-    if m.schedule not in ("count", "accuracy_gated"):
-        defaults = {
-            "remove_start_from": 0.0,
-            "remove_every_n_step": 0,
-            "remove_all_when_remove_beyond": math.inf,
-        }
-        counted = [name for name, default in defaults.items() if getattr(m, name) != default]
-        if counted:
+    if m.schedule not in COUNTED:
+        usual = {"remove_start_from": 0.0, "remove_all_when_remove_beyond": math.inf}
+        counted = [name for name, value in usual.items() if getattr(m, name) != value]
+        if counted:  # also by a preset, which then is not what was asked for
             found.append(
                 f"{', '.join(counted)} (preset: {m.preset}) belongs to the schedules count and accuracy_gated, but "
                 f"schedule is {m.schedule}: leave it out, or add --schedule count."
             )
-    if m.reset_optimizer and m.schedule not in ("count", "accuracy_gated"):
+    if m.reset_optimizer and m.schedule not in COUNTED:
         found.append(
             f"reset_optimizer acts when the count grows; the schedule {m.schedule} has none. Leave one of them out."
         )
@@ -79,10 +134,6 @@ def _fillers(m: Any) -> list[str]:
     found = []
     if m.mode in ("fixed", "capped") and m.n_fillers < 1:
         found.append(f"mode {m.mode} needs n_fillers of at least 1.")
-    if m.mode not in ("fixed", "capped") and m.n_fillers:
-        found.append(f"n_fillers belongs to the modes fixed and capped; mode is {m.mode}.")
-    if m.mode != "ratio" and m.fill_ratio != 1:
-        found.append(f"fill_ratio belongs to the mode ratio; mode is {m.mode}.")
     if m.keep_position and m.removal_side == "right" and m.mode != "drop":
         found.append("keep_position with removal_side right needs mode drop.")
     if m.keep_position and m.mode == "fixed":
@@ -94,6 +145,10 @@ def _fillers(m: Any) -> list[str]:
             found.append(f"mode {m.mode} puts its fillers in one place and needs fill_pattern prefix.")
         if m.unit == "step":
             found.append("unit step needs fill_pattern prefix.")
+        if m.remove_separator:
+            found.append(
+                "remove_separator needs fill_pattern prefix: random removal would take it apart like the chain."
+            )
         if m.removal_side == "right":
             found.append("removal_side right needs fill_pattern prefix: random removal has no side.")
     in_place = m.mode == "replace" or (m.mode == "ratio" and m.fill_ratio == 1)
@@ -107,12 +162,6 @@ def _fillers(m: Any) -> list[str]:
         found.append("sample_fillers needs fill_target fill: the model must learn to write them.")
     if m.fill_kind == "text" and not m.fill_text.strip():
         found.append("fill_text must not be blank.")
-    if m.fill_loss_weight != 1 and m.fill_target == "ignore":
-        found.append(
-            "fill_loss_weight needs fill_target fill or cot; with ignore there is no loss at fillers."
-        )
-    if m.infer_num_fillers is not None and m.mode not in ("replace", "ratio"):
-        found.append(f"infer_num_fillers belongs to the modes replace and ratio; mode is {m.mode}.")
     return found
 
 

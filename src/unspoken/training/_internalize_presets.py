@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 DEFAULTS: dict[str, Any] = {
@@ -22,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "mode": "drop",
     "fill_pattern": "prefix",
     "fill_kind": "single",
+    "fill_text": " .",
     "fill_target": "ignore",
     "fill_ratio": 1.0,
     "n_fillers": 0,
@@ -56,3 +58,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sep2": "<|ready|>",
     },
 }
+
+COUNTED = ("count", "accuracy_gated")
+"""Schedules that count the units removed."""
+
+
+def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the fields that are not given are: as the preset has them, as far as what is given leaves them a sense.
+
+    Args:
+        given: Fields by name; None is not given.
+    """
+    found = {**DEFAULTS, **PRESETS.get(given["preset"] if isinstance(given["preset"], str) else "", {})}
+
+    def value(name: str) -> Any:
+        return found[name] if given[name] is None else given[name]
+
+    if given["switch_mode"] is not None:
+        found["fill_pattern"] = "random" if given["switch_mode"] == "random" else "prefix"
+    if value("schedule") not in COUNTED:
+        found["reset_optimizer"] = False  # it acts when the count grows
+    if value("sample_fillers") or given["remove_separator"]:
+        found["force_sep2"] = False  # the model writes what stands before the answer, or nothing does
+    return found

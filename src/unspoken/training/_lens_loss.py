@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unspoken.analysis._lens_metrics import summed
 from unspoken.analysis._translators import Translators
 
 # On a CPU a few rows of logits stay in the second-level cache while they are worked on.
@@ -47,7 +48,7 @@ class FinalLaw:
         if targets is None:
             logits = logits.float()
             self.probs = logits.softmax(-1)
-            self.negative_entropy = (self.probs * logits).sum(-1) - logits.logsumexp(-1)
+            self.negative_entropy = summed(self.probs * logits, self.probs) - logits.logsumexp(-1)
 
     def loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of a layer's logits in nats and its slope.
@@ -71,7 +72,7 @@ class FinalLaw:
             if self.targets is None:
                 assert self.probs is not None and self.negative_entropy is not None
                 p = self.probs[part]
-                losses[part] = lse - logits.mul(p).sum(-1) + self.negative_entropy[part]
+                losses[part] = lse - summed(logits.mul(p), p) + self.negative_entropy[part]
                 q.sub_(p)
             else:
                 target = self.targets[part, None]

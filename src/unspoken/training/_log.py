@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -23,7 +24,11 @@ class Log:
     """
 
     def __init__(self, path: Path | None, total: int, *, quiet: bool) -> None:
-        self._file = path.open("a", encoding="utf-8") if path else None
+        self._path = path
+        try:
+            self._file = path.open("a", encoding="utf-8") if path else None
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._total, self._quiet = total, quiet or path is None
         self._terminal = not self._quiet and sys.stdout.isatty()
         self._shown = 0.0
@@ -34,8 +39,11 @@ class Log:
         """Write one row, and print it."""
         if self._file is not None:
             plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            self._file.write(json.dumps(plain) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(plain) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise self._unwritable(error) from error
         if "loss" in row and row["event"] == "train":
             self._loss = f"  loss {row['loss']:.4f}"
         self.line(_words(row))
@@ -61,17 +69,28 @@ class Log:
         sys.stdout.write(f"\r\x1b[Kstep {step}/{self._total}{self._loss}{left}")
         sys.stdout.flush()
 
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"Cannot write {self._path}: {error.strerror}.",
+            "Checkpoints are as they were. Make room and run the same command again.",
+        )
+
     def close(self) -> None:
         """No more rows."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # the row that did not fit was told about
+                self._file.close()
         if self._terminal:
             sys.stdout.write("\r\x1b[K")
             sys.stdout.flush()
 
 
 def cut(path: Path, step: int) -> None:
-    """Drop the rows of `metrics.jsonl` that come after a step, and a last line that was cut off."""
+    """Drop the rows of `metrics.jsonl` that come after a step, and a last line that was cut off.
+
+    The final evaluations go, too, though they are of the last step: a run that goes on has yet to finish, and makes
+    them then.
+    """
     if not path.exists():
         return
     kept = []
@@ -80,7 +99,7 @@ def cut(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row["step"] <= step:
+        if row["step"] <= step and not row.get("final"):
             kept.append(line + "\n")
     aside = path.with_name(path.name + ".writing")
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from unspoken.errors import RunError
 from unspoken.training._base import Batch, Work
+from unspoken.training._checkpoints import newest_first
 from unspoken.training._options import Options
 from unspoken.training._steps import LossModule, Micro, Progress, divisor, draw_seed, scale_gradients, tokens
 
@@ -34,6 +36,7 @@ class Loop(transformers.Trainer):
         args: What the Trainer is to do with devices and processes.
         hooks: Told about each step.
         progress: Where to start.
+        flops: Floating-point operations for each token read; 0 counts none.
     """
 
     def __init__(
@@ -44,10 +47,12 @@ class Loop(transformers.Trainer):
         args: TrainingArguments,
         hooks: Hooks,
         progress: Progress,
+        flops: float = 0.0,
     ) -> None:
         self.work, self.options, self.progress, self.hooks = work, options, progress, hooks
         self.total = options.micro_batches(work.n_rows)
         self.epoch_length = math.ceil(work.n_rows / options.batch_size)
+        self._flops = flops
         self._uses_cache = bool(getattr(model.config, "use_cache", False))
         self._plans: dict[int, list[Tensor]] = {}
         self._recent: list[tuple[Micro, Tensor]] = []
@@ -99,8 +104,8 @@ class Loop(transformers.Trainer):
         here.pending = None
         self._set_rate()
         window = self._window()
-        over = window[-1].t + 1 == self.total
-        logged = over or (here.step + 1) % self.options.log_every == 0
+        spent = here.flops + self._flops * sum(tokens(micro.batch) for micro in window)
+        logged = self._over(window[-1].t + 1, spent) or (here.step + 1) % self.options.log_every == 0
         items = sum(micro.items for micro in window)
         self._detail, self._detail_of = {}, (items, sum(len(micro.rows) for micro in window))
         done = 0.0
@@ -174,7 +179,8 @@ class Loop(transformers.Trainer):
         elif last:
             self.accelerator.gradient_state._set_sync_gradients(True)
         here.rows += len(micro.rows)
-        here.tokens += tokens(micro.batch)
+        here.tokens += (read := tokens(micro.batch))
+        here.flops += self._flops * read
         if metrics and self.work.sticky:
             here.previous = self._sticky(metrics, micro)
         here.t += 1
@@ -231,6 +237,14 @@ class Loop(transformers.Trainer):
             factor *= (1 + math.cos(math.pi * fallen)) / 2
         return factor
 
+    @property
+    def over(self) -> bool:
+        """Whether the run has no more steps."""
+        return self._over(self.progress.t, self.progress.flops)
+
+    def _over(self, t: int, flops: float) -> bool:
+        return t >= self.total or (self.options.max_flops is not None and flops >= self.options.max_flops)
+
     # What a log wants to know
 
     def collect(self) -> None:
@@ -260,8 +274,12 @@ class Loop(transformers.Trainer):
             raise RunError(
                 f"The loss is {float(totals[bad[0]])} at micro-batch {micro.t}, about step {step} "
                 f"(training rows {rows}).",
-                "The last good checkpoint is kept. Try a lower lr, or precision fp32.",
+                f"{self._kept()}Try a lower lr, or precision fp32.",
             )
+
+    def _kept(self) -> str:
+        newest = next(iter(newest_first(Path(str(self.args.output_dir)))), None)
+        return f"The checkpoint of step {newest[0]} is kept. " if newest else "Nothing was saved before. "
 
     def details(self) -> dict[str, float]:
         """The method's metrics of the present step."""
@@ -307,7 +325,7 @@ class Hooks(TrainerCallback):
         state.global_step = self.loop.progress.step
         state.epoch = self.loop.progress.t / self.loop.epoch_length
         self.run.after_step()
-        if self.loop.progress.t >= self.loop.total:
+        if self.loop.over:
             control.should_training_stop = True
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from unspoken.config import Configured
+from unspoken.training._needs import Need, idle
 
+TINY = ("tiny", "tiny-llama")
+SIZES = ("layers", "width", "heads")
+"""Of the models of `TINY`."""
 TRACKERS = ("none", "wandb", "trackio", "tensorboard")
 
 FREE = (
@@ -15,9 +19,15 @@ FREE = (
     "log_every",
     "report_to",
     "save_every",
+    "save_stages",
     "save_total_limit",
 )
 """Options that a resumed run may change: they decide nothing that is learnt or measured."""
+
+NEEDS = (
+    Need("epochs", lambda m: m.steps is None, "no steps beside it; steps is {m.steps}"),
+    Need("lora_alpha lora_dropout lora_target", lambda m: m.lora_r > 0, "adapters (lora_r)"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,9 @@ class Options(Configured):
     """Passes over the training rows."""
     steps: int | None = None
     """Optimizer steps of the run, instead of `epochs`: it ends after `steps` times `accumulate` micro-batches."""
+    max_flops: float | None = None
+    """End the run after the step that reaches so many floating-point operations, if that is sooner: 6 for each token
+    read and each weight outside the embeddings and the head. For baselines whose rows are shorter or longer."""
     lr: float = 5e-5
     """Learning rate of AdamW."""
     batch_size: int = 32
@@ -78,6 +91,8 @@ class Options(Configured):
     """Save each so many optimizer steps; each epoch if not given, 0 only at the end."""
     save_total_limit: int = 2
     """Newest checkpoints that are kept."""
+    save_stages: bool = False
+    """Also keep the best model of each stage of the curriculum; their scores are recorded in any case."""
     log_every: int = 100
     """Log each so many optimizer steps."""
     report_to: tuple[str, ...] = ()
@@ -102,10 +117,12 @@ class Options(Configured):
     """Names of the linear layers that get adapters; all in the blocks if not given."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.report_to, str):
-            object.__setattr__(self, "report_to", tuple(self.report_to.replace(",", " ").split()))
-        if isinstance(self.lora_target, str):
-            object.__setattr__(self, "lora_target", tuple(self.lora_target.replace(",", " ").split()))
+        for name in ("report_to", "lora_target"):  # one text with commas or spaces, or several
+            given = getattr(self, name)
+            texts = [given] if isinstance(given, str) else given
+            if isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
+                words = " ".join(texts).replace(",", " ").split()
+                object.__setattr__(self, name, tuple(words))
         super().__post_init__()
         object.__setattr__(self, "report_to", tuple(t for t in self.report_to if t != "none"))
 
@@ -114,6 +131,26 @@ class Options(Configured):
         if self.steps is not None:
             return self.steps * self.accumulate
         return math.ceil(self.epochs * math.ceil(n_rows / self.batch_size))
+
+    def optimizer_steps(self, n_rows: int) -> int:
+        """How many optimizer steps a run on so many rows has; resets of the optimizer may add some.
+
+        Micro-batches do not accumulate over the end of an epoch.
+        """
+        epoch = max(1, math.ceil(n_rows / self.batch_size))
+        whole, rest = divmod(self.micro_batches(n_rows), epoch)
+        return whole * math.ceil(epoch / self.accumulate) + math.ceil(rest / self.accumulate)
+
+    def model_problems(self, model: Any) -> list[str]:
+        """The options that a model other than those of `TINY` would not heed, as one sentence, if any."""
+        usual = {f.name: f.default for f in fields(self)}
+        given = [name for name in SIZES if getattr(self, name) != usual[name]]
+        if not given or (isinstance(model, str) and model in TINY):
+            return []
+        return [
+            f"{', '.join(given)} would do nothing: only the models {' and '.join(TINY)} are made to measure. A given "
+            "model is as wide and deep as it is."
+        ]
 
     def problems(self) -> list[str]:
         """All that is wrong with the fields, each as one sentence."""
@@ -129,11 +166,15 @@ class Options(Configured):
         for name in ("lr", "epochs", "eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 found.append(f"{name} must be a number above 0, not {getattr(self, name)}.")
-        at_least_0 = "weight_decay max_grad_norm warmup_steps reset_warmup lora_r lora_dropout seed"
+        if self.max_flops is not None and not self.max_flops > 0:
+            found.append(f"max_flops must be above 0, not {self.max_flops}; leave it out for no limit.")
+        at_least_0 = "weight_decay max_grad_norm warmup_steps reset_warmup lora_r seed"
         for name in (*at_least_0.split(), "eval_every", "save_every"):
             if (getattr(self, name) or 0) < 0:
                 found.append(f"{name} must not be negative ({getattr(self, name)}).")
-        for name in ("beta1", "beta2", "warmup_ratio"):
+        if self.seed >= 2**32:
+            found.append(f"seed must be below 2**32 ({2**32}), not {self.seed}.")
+        for name in ("beta1", "beta2", "warmup_ratio", "lora_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
         if self.max_size != -1 and self.max_size < 1:
@@ -147,4 +188,4 @@ class Options(Configured):
             found.append(
                 "lora_r trains adapters on given fp32 weights: leave out reinitialize_weights and pure_bf16."
             )
-        return found
+        return found + idle(self, NEEDS, {f.name: f.default for f in fields(self)})

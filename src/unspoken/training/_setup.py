@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import os
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,18 +17,18 @@ from transformers.pytorch_utils import Conv1D
 
 from unspoken import config as configs
 from unspoken.discovery import METHODS, TASKS
-from unspoken.errors import ConfigError, DataError, MissingExtraError, require
+from unspoken.errors import ConfigError, DataError, MissingExtraError, require, suggest
 from unspoken.lm import zoo
 from unspoken.lm.model import CausalLM, load
+from unspoken.tasks._chains import SPLITS
 from unspoken.training._base import Data, Method
-from unspoken.training._options import FREE, Options
+from unspoken.training._options import FREE, TINY, Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from unspoken.tasks._chains import Chain, ChainTask
 
-TINY = ("tiny", "tiny-llama")
 _READ = ("*.safetensors", "*.json", "*.model", "*.txt")
 _NOTES = ("unspoken.json", "training.json")  # where a checkpoint comes from: nothing that is trained on
 
@@ -58,9 +59,12 @@ def arguments(options: Options, output: Path) -> TrainingArguments:
     """What the Trainer is told: devices, precision and AdamW; the rest is `Loop`'s."""
     arguments = TrainingArguments(
         output_dir=str(output),
+        run_name=output.name,
+        project="unspoken",
         use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
         bf16=options.precision == "bf16",
-        per_device_train_batch_size=options.batch_size,
+        # Told to DeepSpeed, which multiplies it by the processes; the trainer itself cuts batches in `Loop`.
+        per_device_train_batch_size=max(1, options.batch_size // int(os.environ.get("WORLD_SIZE", "1"))),
         max_steps=2**40,  # `Loop` says when it is over
         learning_rate=options.lr,
         weight_decay=options.weight_decay,
@@ -157,7 +161,8 @@ def gather_data(task: ChainTask | str | None, data: Data | None, options: Option
                 "Run: unspoken list tasks",
             )
         assert task is not None
-        data = Data(task.chains("train"), task.chains("valid"), task.chains("test"), task.manifest())
+        splits = {split: task.chains(split) for split in SPLITS}
+        data = Data(splits["train"], splits["valid"], splits["test"], task.manifest(splits))
     if options.max_size != -1:
         data = replace(data, train=data.train[: options.max_size])
     require_rows(data.train, task)
@@ -223,7 +228,7 @@ def build(model: str | Path | CausalLM, method: Method, data: Data, options: Opt
     elif model in TINY:
         lm = _tiny(model, method, data, options)
     else:
-        lm = load(model, dtype="float32", device="cpu")
+        lm = _load(model)
     if options.reinitialize_weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
@@ -232,6 +237,20 @@ def build(model: str | Path | CausalLM, method: Method, data: Data, options: Opt
         lm = CausalLM(fresh, lm.tokenizer, source=lm.source)
     lm.model.to(torch.bfloat16 if options.precision == "pure_bf16" else torch.float32)
     return lm
+
+
+def _load(model: str | Path) -> CausalLM:
+    try:
+        return load(model, dtype="float32", device="cpu")
+    except ConfigError as error:
+        # Training alone knows models that are made from scratch.
+        near = suggest(str(model), [*TINY, *zoo.names()])
+        if near in TINY:
+            raise ConfigError(
+                f"Unknown model {str(model)!r}. Did you mean {near!r}?",
+                f"{' and '.join(TINY)} are made from scratch. {error.hint or ''}".strip(),
+            ) from error
+        raise
 
 
 def _tiny(kind: Any, method: Method, data: Data, options: Options) -> CausalLM:

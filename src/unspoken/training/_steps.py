@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unspoken.training._base import Batch, Loss, Work
 
@@ -23,6 +24,7 @@ class Progress:
         pending: Whether the optimizer is to be reset before micro-batch t, if the method was asked already.
         scores: Best score so far of each kept checkpoint.
         seconds: Wall time so far.
+        flops: Floating-point operations so far; 0 where they are not counted.
         loss_sum: Of the loss since the last log, ...
         items: ... of its items, ...
         rows: ... of rows, ...
@@ -37,6 +39,7 @@ class Progress:
     pending: bool | None = None
     scores: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    flops: float = 0.0
     loss_sum: float = 0.0
     items: float = 0.0
     rows: int = 0
@@ -82,6 +85,16 @@ class Micro:
     rows: Tensor
     batch: Batch
     items: float
+
+
+def core_parameters(model: PreTrainedModel) -> int:
+    """How many weights every token is multiplied with: all but those of the embeddings and the head."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    outside = {
+        id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()
+    }
+    outside |= {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    return sum(p.numel() for p in model.parameters() if id(p) not in outside)
 
 
 def draw_seed(seed: int, t: int) -> int:

@@ -22,7 +22,7 @@ from unspoken.training import _log, _setup
 from unspoken.training._base import Data, Method, Work
 from unspoken.training._loop import Hooks, Loop
 from unspoken.training._options import Options
-from unspoken.training._steps import Progress
+from unspoken.training._steps import Progress, core_parameters
 from unspoken.training._weights import Weights
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class TrainRun:
         metrics: The last evaluation; those of the test rows begin with `test_`.
         steps: Optimizer steps of the whole run.
         seconds: Wall time of the whole run, over all of its sessions.
+        flops: Floating-point operations of the whole run, as `Options.max_flops` counts them; 0 if not counted.
         already_finished: Whether the folder held the finished run, so that nothing was done now.
     """
 
@@ -45,6 +46,7 @@ class TrainRun:
     metrics: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
+    flops: float = 0.0
     already_finished: bool = False
 
 
@@ -85,15 +87,21 @@ def train(
     if resume not in ("auto", "never"):
         raise ConfigError(f"resume must be auto or never, not {resume!r}.")
     method, options = _setup.configure(method, options, given)
+    _setup.require_trackers(options)  # before rows are made, which may take a while
+    problems = options.model_problems(model)
+    if options.max_flops is not None and not method.trains_model:
+        problems.append(f"max_flops counts what a model is trained with; {method.name} trains none.")
+    if problems:
+        raise ConfigError(problems)
     data = _setup.gather_data(task, data, options, method)  # type: ignore[arg-type]
     output = Path(output).expanduser()
-    _setup.require_trackers(options)
     arguments = _setup.arguments(options, output)
     _setup.check_processes(options, arguments)
     identity = _setup.identity(method, model, data, options, output)
     old = _prepare_folder(output, identity, resume, arguments)
     if old is not None and old["state"] == "finished":
-        return TrainRun(output, old["metrics"], old["steps"], old["seconds"], already_finished=True)
+        spent = old.get("flops", 0.0)
+        return TrainRun(output, old["metrics"], old["steps"], old["seconds"], spent, already_finished=True)
     run = _Run(method, model, data, options, output, arguments, identity, quiet)
     return run.go(resuming=old is not None)
 
@@ -146,9 +154,11 @@ class _Run:
         evaluated = self.work.splits
         self.splits = [s for s in ("valid", "test") if getattr(data, s)] if evaluated is None else evaluated
         self.source = lm.source
+        self.flops = 6.0 * core_parameters(lm.model) if method.trains_model else 0.0
         if options.gradient_checkpointing:
             lm.model.gradient_checkpointing_enable()
         self.started = self.logged_at = time.perf_counter()
+        self.final: dict[str, float] | None = None  # the last evaluations, once they are done
         self.aside = 0.0  # seconds spent on evaluations and saves since the last log
 
     def go(self, *, resuming: bool) -> TrainRun:
@@ -158,12 +168,11 @@ class _Run:
             progress, optimizer = self._restore()
         _wait(self.arguments)
         if self.first:
-            checkpoints.write_run(self.output, {"state": "running", "configuration": self.identity})
+            checkpoints.write_run(self.output, {"state": "running", **self._described()})
             _log.cut(self.output / "metrics.jsonl", progress.step)
         self.progress, self.optimizer_state = progress, optimizer
         self.before = progress.seconds
-        total = self.options.micro_batches(self.work.n_rows)
-        steps = -(-total // self.options.accumulate)
+        steps = self.options.optimizer_steps(self.work.n_rows)
         self.log = _log.Log(self.output / "metrics.jsonl" if self.first else None, steps, quiet=self.quiet)
         for note in self.work.notes:
             self.log.line(note)
@@ -172,14 +181,18 @@ class _Run:
         verbosity, uses_cache = transformers_logging.get_verbosity(), self.weights.model.config.use_cache
         try:
             self.loop = Loop(
-                self.weights.model, self.work, self.options, self.arguments, Hooks(self), progress
+                self.weights.model, self.work, self.options, self.arguments, Hooks(self), progress, self.flops
             )
             if not self.weights.may_shard and (self.loop.is_fsdp_enabled or self.loop.is_deepspeed_enabled):
                 raise ConfigError(
                     "Adapters (lora_r) and lenses are trained on one process, or on several with DDP."
                 )
-            if progress.t < total:
+            if not self.loop.over:
                 self.loop.train()
+            if (most := self.options.max_flops) is not None and progress.flops < most:
+                self.log.line(
+                    f"The run ended at {progress.flops:.3g} of {most:.3g} FLOP: it has no more epochs."
+                )
             return self._finish()
         finally:
             transformers_logging.set_verbosity(verbosity)
@@ -198,13 +211,15 @@ class _Run:
     def after_step(self) -> None:
         """Log, evaluate and save where it is time."""
         here, options = self.progress, self.options
-        over = here.t >= self.loop.total
+        over = self.loop.over
         if here.step % options.log_every == 0 or over:
             self._log_step()
         if "valid" in self.splits and not over and self._due(options.eval_every):
             self._evaluate("valid", generate=options.eval_generate, final=False)
         if self._due(options.save_every) or over:  # a failure in the last evaluation is not to cost the run
             self._save()
+        if over:
+            self.final = self._final_evaluations()  # here, since trackers close when training ends
         if self.first:
             self.log.running(here.step)
 
@@ -222,13 +237,15 @@ class _Run:
         seconds = max(now - self.logged_at - self.aside, 1e-9)
         self.logged_at, self.aside = now, 0.0
         row = {
-            "loss": here.loss_sum / here.items if here.items else 0.0,
+            # Rows that are all left out have no loss.
+            **({"loss": here.loss_sum / here.items} if here.items else {}),
             **self.loop.details(),
             **self.work.curriculum(here.t - 1),
             "lr": self.loop.rate,
             "rows_per_second": here.rows / seconds,
             "tokens_per_second": here.tokens / seconds,
             "items_per_second": here.items / seconds,
+            **({"flops": here.flops} if self.flops else {}),
         }
         here.loss_sum, here.items, here.rows, here.tokens = 0.0, 0.0, 0, 0
         self._row("train", row)
@@ -259,7 +276,8 @@ class _Run:
         for name, score in self.work.scores(metrics, self.progress.t).items():
             if score > self.progress.scores.get(name, float("-inf")):
                 self.progress.scores[name] = score
-                self._write(self.output / name)
+                if "/" not in name or self.options.save_stages:
+                    self._write(self.output / name)
 
     def _save(self) -> None:
         with self._pause():
@@ -284,11 +302,15 @@ class _Run:
             _wait(self.arguments)
         _wait(self.arguments)
 
-    def _finish(self) -> TrainRun:
+    def _final_evaluations(self) -> dict[str, float]:
         metrics = self._evaluate("valid", generate=True, final=True) if "valid" in self.splits else {}
         if "test" in self.splits:
             tested = self._evaluate("test", generate=True, final=True)
             metrics = {**metrics, **{f"test_{key}": value for key, value in tested.items()}}
+        return metrics
+
+    def _finish(self) -> TrainRun:
+        metrics = self._final_evaluations() if self.final is None else self.final
         seconds = self.before + time.perf_counter() - self.started
         result = self.output / ".result"
         self._write(result)
@@ -299,10 +321,11 @@ class _Run:
                 "metrics": metrics,
                 "steps": self.progress.step,
                 "seconds": seconds,
+                "flops": self.progress.flops,
             }
-            checkpoints.write_run(self.output, {**finished, "configuration": self.identity})
+            checkpoints.write_run(self.output, {**finished, **self._described()})
         _wait(self.arguments)
-        return TrainRun(self.output, metrics, self.progress.step, seconds)
+        return TrainRun(self.output, metrics, self.progress.step, seconds, self.progress.flops)
 
     def _restore(self) -> tuple[Progress, Any]:
         """Weights from the newest checkpoint that can be read, and the rest of its state."""
@@ -315,9 +338,14 @@ class _Run:
         self.work.restore(progress.work)
         return progress, found
 
+    def _described(self) -> dict[str, Any]:
+        """What `training.json` says of the run, whatever its state."""
+        return {"left_out": self.work.left_out, "configuration": self.identity}
+
     def _provenance(self) -> dict[str, Any]:
         return {
             **self.identity,
+            "left_out": self.work.left_out,
             "manifest": self.data.manifest,
             "source": self.source,
             "step": self.progress.step,
@@ -334,8 +362,9 @@ class _Run:
         seconds = round(self.before + time.perf_counter() - self.started, 3)
         if self.first:
             self.log.row({"event": event, **where, "seconds": seconds, **values})
-            prefix = f"{values['split']}/" if event == "eval" else "train/"
-            numbers = {prefix + key: v for key, v in values.items() if isinstance(v, (int, float))}
+            # transformers shows these as eval/NAME and test/NAME, and what has no prefix as train/NAME.
+            prefix = {"valid": "eval_", "test": "test_"}.get(values.get("split", ""), "")
+            numbers = {prefix + key: v for key, v in values.items() if type(v) in (int, float)}
             self.loop.state.epoch = here.t / self.loop.epoch_length
             self.loop.callback_handler.on_log(self.arguments, self.loop.state, self.loop.control, numbers)
 

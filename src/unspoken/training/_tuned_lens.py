@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unspoken.analysis._lens_batch import batch_states
 from unspoken.analysis._lens_metrics import rows_for
-from unspoken.analysis._lens_states import check_last, read_states
+from unspoken.analysis._lens_states import batch_states, check_last, read_states
 from unspoken.analysis._translators import Translators
 from unspoken.analysis.lens_scores import LensScores, score, spread_positions
 from unspoken.analysis.tuned_lens import read_tensors, save_lens

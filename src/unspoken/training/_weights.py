@@ -108,6 +108,9 @@ class Weights:
         if sharded:  # every process has a part
             gathered = loop.accelerator.get_state_dict(loop.model_wrapped)
             state = {name.removeprefix(_PREFIX): value for name, value in gathered.items()}
+            # Gathered, a head that is tied to the embeddings is a copy of them, which need not be written.
+            tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+            state = {name: value for name, value in state.items() if name not in tied}
         if not write:
             return
         config = self.model.config

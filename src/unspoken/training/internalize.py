@@ -10,7 +10,8 @@ from unspoken.errors import ConfigError
 from unspoken.lm.checkpoint import set_question_template
 from unspoken.training._base import Data, Method
 from unspoken.training._edit import Knobs
-from unspoken.training._internalize_presets import DEFAULTS, PRESETS
+from unspoken.training._internalize_presets import PRESETS as PRESETS
+from unspoken.training._internalize_presets import defaults
 from unspoken.training._resize import add_words, grow_positions
 from unspoken.training._rows import Rows, Template, single_id
 from unspoken.training._schedule import Schedule
@@ -69,14 +70,16 @@ class Internalize(Method):
     keep_position: bool = False
     """Leave a hole in the position ids where tokens were removed."""
     reset_optimizer: bool | None = None
-    """Forget the optimizer's state whenever a unit more is removed (default false)."""
+    """Forget the optimizer's state whenever a unit more is removed (default false; presets leave it false for
+    schedules that do not count)."""
     gate_accuracy: float = 0.98
     """Token accuracy over the last 20 micro-batches, of rows without a random offset, at which accuracy_gated removes
     the next unit."""
     gate_max_steps: int = 0
     """Micro-batches after which accuracy_gated removes the next unit anyhow; 0 waits."""
     joint_beta: float = 1.0
-    """Shares of schedule joint are Beta(b, b) distributed; 1 is uniform."""
+    """Shares of schedule joint are Beta(b, b) distributed; 1 is uniform, and with 0.01 nearly every row loses all or
+    nothing."""
     switch_from_n_rate: float | None = None
     """Share removed at the beginning of a ramp (default 0)."""
     ramp_end: float | None = None
@@ -142,10 +145,7 @@ class Internalize(Method):
         # The one place where presets act: what is not given is set here, so that what is recorded is complete.
         if self.switch_tokens and self.preset is None:
             object.__setattr__(self, "preset", "seed_switch")
-        chosen = PRESETS.get(self.preset, {}) if isinstance(self.preset, str) else {}
-        chosen = {**DEFAULTS, "fill_text": " .", **chosen}
-        if self.switch_mode is not None and self.fill_pattern is None:
-            chosen["fill_pattern"] = "random" if self.switch_mode == "random" else "prefix"
+        chosen = defaults(vars(self))
         if self.sep_mode == "custom":
             chosen |= {"sep1": "", "sep2": ""}
         for f in fields(self):
@@ -225,6 +225,16 @@ class Internalize(Method):
             pace = "no more"
         reached = "all" if math.isinf(last) else f"{last:,.0f}"
         return {"removal": f"{law.start:g} at first, then {pace}; {reached} at the end of the run"}
+
+    def longest_row(self, row: int, chain: int) -> int:
+        fillers: Any = self.n_fillers
+        if self.schedule == "count" and math.isinf(float(self.remove_start_from or 0)):
+            ratio = {"drop": 0.0, "replace": 1.0}.get(str(self.mode), float(self.fill_ratio or 0))
+            in_place = {"fixed": fillers, "capped": min(chain, fillers)}
+            row += in_place.get(str(self.mode), math.ceil(ratio * chain)) - chain
+        elif self.mode == "fixed":  # there before anything is removed
+            row += fillers
+        return row + bool(self.template("end").before)
 
     def extra_words(self, data: Data) -> list[str]:
         words = []

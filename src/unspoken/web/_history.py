@@ -7,6 +7,7 @@ written aside and then put in its place, so a file is whole or not there.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unspoken.errors import ConfigError
+from unspoken.errors import ConfigError, DataError
 
 SUFFIX = ".jsonl"
 _ID = re.compile(r"[a-z0-9-]{8,40}")
@@ -25,6 +26,10 @@ SHOWN = 200
 """Characters of prompt and text in the list."""
 MOST_LISTED = 200
 _TAIL = 4 * 2**20
+
+
+class DamagedRun(DataError):
+    """A kept run whose file cannot be read."""
 
 
 def new_id() -> str:
@@ -49,27 +54,32 @@ class History:
         self._index: dict[str, dict[str, Any]] = {}
         self._unread: set[str] = set()  # files that are no runs
         self._lock = threading.Lock()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".probe-{secrets.token_hex(4)}"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"Runs cannot be kept in {str(folder)!r}: {error.strerror}.",
-                "Name another folder with --history DIR, or keep none with --history none.",
-            ) from error
+        check_folder(folder)
         self._look()
 
     def save(
-        self, run: str, start: dict[str, Any], events: Sequence[dict[str, Any]], done: dict[str, Any]
+        self, run: str, start: dict[str, Any], events: Sequence[dict[str, Any] | bytes], done: dict[str, Any]
     ) -> None:
-        """Keep a run under an id of `new_id`."""
-        lines = [
-            json.dumps(item, ensure_ascii=False, separators=(",", ":")) for item in (start, *events, done)
-        ]
+        """Keep a run under an id of `new_id`.
+
+        Args:
+            run: The id.
+            start: Its first message.
+            events: Its events, as JSON where they are bytes.
+            done: Its last message.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        lines = (
+            item
+            if isinstance(item, bytes)
+            else json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
+            for item in (start, *events, done)
+        )
         aside = self.folder / f".{run}{SUFFIX}.part"
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with aside.open("wb") as file:
+            file.writelines(line + b"\n" for line in lines)
         os.replace(aside, self.folder / f"{run}{SUFFIX}")
         with self._lock:
             self._index[run] = _summary(run, start, done)
@@ -87,16 +97,24 @@ class History:
         return sorted(found, key=lambda entry: str(entry["id"]), reverse=True)[: min(limit, MOST_LISTED)]
 
     def read(self, run: str) -> dict[str, Any] | None:
-        """The whole run: `start`, `events`, `done`; None if none is kept under this id."""
+        """The whole run: `start`, `events`, `done`; None if none is kept under this id.
+
+        Raises:
+            DamagedRun: If its file is not JSON line by line.
+        """
         path = self._path(run)
         if path is None:
             return None
         try:
             # Not splitlines, which also breaks lines within texts (U+2028).
             lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-            start, *events, done = map(json.loads, lines)
-        except (OSError, ValueError):
+            start, *events, done = map(_loads, lines)
+        except OSError:
             return None
+        except (ValueError, RecursionError) as error:
+            raise DamagedRun(
+                f"The file of this run is damaged ({error}).", "Delete the run, or restore it."
+            ) from None
         return {"start": start, "events": events, "done": done}
 
     def delete(self, run: str) -> bool:
@@ -136,14 +154,46 @@ def _read_summary(path: Path, run: str) -> dict[str, Any] | None:
     """From the first and the last line of a file."""
     try:
         with path.open("rb") as file:
-            first = file.readline()
+            first = file.readline(_TAIL)
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - _TAIL))
             last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
-        start, done = json.loads(first), json.loads(last)
-        return _summary(run, start, done)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        summary = _summary(run, _loads(first), _loads(last))
+        json.dumps(summary)  # what cannot be told is not listed
+        return summary
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _loads(line: str | bytes) -> Any:
+    """One line as what can be told again: its numbers are finite."""
+    return json.loads(line, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is not finite")
+    return value
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder if it is missing, and find out whether it can be written to.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    folder = folder.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{secrets.token_hex(4)}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"Runs cannot be kept in {str(folder)!r}: {error.strerror}.",
+            "Name another folder with --history DIR, or keep none with --history none.",
+        ) from error
 
 
 def _summary(run: str, start: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:

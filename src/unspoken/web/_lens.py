@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from unspoken.analysis.lens import LENSES
 from unspoken.errors import ConfigError, UnspokenError
-from unspoken.types import Generation, event_from_dict, fold
+from unspoken.types import Generation, Top, event_from_dict, fold
 from unspoken.web._bodies import LensAsk
 from unspoken.web._errors import ApiError, printable, wrong
-from unspoken.web._prepare import read_strategy
+from unspoken.web._kept import damaged
+from unspoken.web._prepare import conversation
+from unspoken.web._strategies import read_strategy
 
 if TYPE_CHECKING:
+    from unspoken.decoding import Strategy
     from unspoken.lm.model import CausalLM
+    from unspoken.web._prepare import Prompt
 
 MOST_STEPS = 64
 """Steps that can be read at once: all rows wait meanwhile."""
@@ -33,12 +38,27 @@ def kept_generation(run: Mapping[str, Any]) -> Generation:
             raise ApiError(
                 422, "The run mixed more candidates than were kept, so its steps cannot be read again."
             )
-        events.append(event_from_dict(event))
+        try:
+            events.append(event_from_dict(event))
+        except TypeError as error:
+            raise damaged(str(error)) from None
     rows = fold(events)
     if not rows:
         raise ApiError(422, "The run has no steps.")
+    if len(rows) > 1:
+        raise damaged("it has the events of several runs")
     (generation,) = rows.values()
     return generation
+
+
+def _check_tokens(generation: Generation, vocab_size: int) -> None:
+    """Refuse steps that no run of this vocabulary has."""
+    for step in generation.steps:
+        top = step.top or Top((), (), ())
+        if not len(top.ids) == len(top.probs) == len(top.weights):
+            raise damaged(f"step {step.index} has candidates without numbers")
+        if any(i >= vocab_size for i in (*top.ids, step.token_id or 0)):
+            raise damaged(f"step {step.index} has a token that the model does not know")
 
 
 def span(ask: LensAsk, steps: int) -> tuple[int, int]:
@@ -62,8 +82,8 @@ def span(ask: LensAsk, steps: int) -> tuple[int, int]:
     return ask.first, last
 
 
-def read(ask: LensAsk, run: Mapping[str, Any], lm: CausalLM) -> dict[str, Any]:
-    """The grid; in the engine's thread, since it uses the model.
+def prepare(ask: LensAsk, run: Mapping[str, Any], lm: CausalLM) -> Callable[[], dict[str, Any]]:
+    """What reads the grid, for the engine's thread: all that can be done without the model is done before.
 
     Args:
         ask: Which steps, and which lens.
@@ -73,26 +93,32 @@ def read(ask: LensAsk, run: Mapping[str, Any], lm: CausalLM) -> dict[str, Any]:
     Raises:
         ApiError: If the run cannot be read by this model.
     """
-    from unspoken.analysis.lens import LENSES
-
     generation = kept_generation(run)
     first, last = span(ask, len(generation.steps))
     start = run["start"]
     if start.get("weights_hash") != lm.weights_hash:
         raise ApiError(422, f"The run is of another model ({printable(str(start.get('model')), 80)}).")
+    _check_tokens(generation, lm.vocab_size)
     strategy = read_strategy(start["strategy"], lm)
-    said = start["prompt"]
-    prompt: Any = said["user"]
-    if said.get("system") and said["system"].strip():
-        prompt = [{"role": "system", "content": said["system"]}, {"role": "user", "content": said["user"]}]
-    n_prompt = start["prompt_tokens"]
+    prompt = conversation(start["prompt"]["user"], start["prompt"].get("system"))
+    places = [start["prompt_tokens"] + i for i in range(first, last + 1)]
+
+    def read() -> dict[str, Any]:
+        return _read(ask, generation, strategy, prompt, places, lm)
+
+    return read
+
+
+def _read(
+    ask: LensAsk, generation: Generation, strategy: Strategy, prompt: Prompt, places: list[int], lm: CausalLM
+) -> dict[str, Any]:
     # The usage of a run that went away is not known; the prompt of any other is checked against it.
     try:
         grid = LENSES[ask.lens](lm, metrics=("kl", "entropy", "final"), top_k=1)(
             generation,
             prompt=prompt,
             strategy=strategy,
-            positions=[n_prompt + i for i in range(first, last + 1)],
+            positions=places,
         )
     except ConfigError as error:
         raise ApiError(422, error.message, error.hint, {"run": error.problems}) from error
@@ -103,7 +129,7 @@ def read(ask: LensAsk, run: Mapping[str, Any], lm: CausalLM) -> dict[str, Any]:
     best = grid.top_ids[:, :, 0].tolist()
     return {
         "layers": grid.layers.tolist(),
-        "steps": list(range(first, last + 1)),
+        "steps": list(range(ask.first, ask.first + len(places))),
         "labels": list(grid.tokens),
         "kinds": list(grid.kinds),
         "top": [[grid.texts[i] for i in row] for row in best],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -26,8 +25,17 @@ from unspoken.web._errors import ApiError, printable, wrong
 from unspoken.web._openai_bodies import ChatBody, Common, CompletionBody
 from unspoken.web._openai_strategy import strategy_of
 from unspoken.web._openai_text import Choice, chat_logprobs, completion_logprobs, law_temperature
-from unspoken.web._prepare import Prepared, Prompt, prepare, resolved
-from unspoken.web._runs import EventStream, finite, submit, unless_gone
+from unspoken.web._prepare import Prepared, Prompt, most_steps, prepare
+from unspoken.web._runs import (
+    KEEP_ALIVE,
+    EventStream,
+    as_json,
+    finite,
+    raise_failure,
+    submit,
+    unless_gone,
+)
+from unspoken.web._strategies import resolved
 
 if TYPE_CHECKING:
     from unspoken.decoding import Strategy
@@ -36,7 +44,6 @@ if TYPE_CHECKING:
     from unspoken.web._views import Views
     from unspoken.web.jobs import Engine, Job
 
-KEEP_ALIVE = format_sse_event(comment="keep-alive")
 Kind = Literal["chat", "completion"]
 
 
@@ -57,6 +64,12 @@ class Call:
     def stem(self) -> dict[str, Any]:
         """What every message begins with."""
         return {"id": self.id, "created": self.created, "model": self.body.model}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How it was answered; `fitted` says which fields of the strategy were fitted to the limit of tokens."""
+        fitted = self.prepared[0].start["fitted"]
+        return {"strategy": resolved(self.strategy), "fitted": fitted, "seed": self.seed}
 
 
 def add_routes(app: FastAPI, engine: Engine, settings: Settings, views: Views) -> None:
@@ -103,14 +116,7 @@ class _Server:
         views = await self.views.of(depth)
         client = body.user or (request.client.host if request.client else "unknown")
         call = await run_in_threadpool(self.prepare, kind, body, client, views[depth] if depth else self.lm)
-        jobs: list[Job] = []
-        try:
-            for prepared in call.prepared:
-                jobs.append(submit(self.engine, prepared))
-        except ApiError:
-            for job in jobs:
-                job.cancel()
-            raise
+        jobs = submit(self.engine, call.prepared)
         if body.stream:
             return EventStream(self.stream(call, jobs), jobs)
         reply = await unless_gone(request, jobs, self.whole(call, jobs))
@@ -119,27 +125,37 @@ class _Server:
     # -- what is asked --------------------------------------------------------------------------
 
     def prepare(self, kind: Kind, body: ChatBody | CompletionBody, client: str, lm: CausalLM) -> Call:
-        strategy = strategy_of(body, self.name, lm)
-        steps, logprobs = body.max_tokens, None
+        try:
+            return self._prepare(kind, body, client, lm)
+        except ApiError as error:
+            raise _renamed(error, body) from error
+
+    def _prepare(self, kind: Kind, body: ChatBody | CompletionBody, client: str, lm: CausalLM) -> Call:
+        asked, logprobs = body.max_tokens, None
         if isinstance(body, ChatBody):
             prompts: list[Prompt] = [_messages(body)]
             if body.max_completion_tokens is not None:
-                if steps not in (None, body.max_completion_tokens):
+                if asked not in (None, body.max_completion_tokens):
                     sentence = "max_tokens and max_completion_tokens are the same: give one of them."
                     raise wrong({"max_tokens": [sentence]})
-                steps = body.max_completion_tokens
+                asked = body.max_completion_tokens
             if body.top_logprobs and not body.logprobs:
                 raise wrong({"top_logprobs": ["top_logprobs needs logprobs to be true."]})
             logprobs = (body.top_logprobs or 0) if body.logprobs else None
         else:
             prompts, logprobs = _prompts(body), body.logprobs
+        steps = most_steps(asked, self.settings)
+        strategy, fitted = strategy_of(body, self.name, lm, steps)
         if logprobs and law_temperature(strategy) is None:
             sentence = f"The strategy {strategy.name} does not tell the probabilities of other tokens."
             raise wrong({"top_logprobs" if kind == "chat" else "logprobs": [sentence]})
         choices = body.n or 1
-        if len(prompts) * choices * strategy.width > self.settings.max_rows:
-            sentence = f"n choices of every prompt would use more than {self.settings.max_rows} rows."
-            raise wrong({"n": [sentence]})
+        rows = len(prompts) * choices
+        if rows > 1 and rows * strategy.width > self.settings.max_rows:
+            of = f" of each of {len(prompts)} prompts" if len(prompts) > 1 else ""
+            each = f", {strategy.width} rows each," if strategy.width > 1 else ""
+            sentence = f"n: {choices} choices{of}{each} would use more than {self.settings.max_rows} rows."
+            raise wrong({"n" if choices > 1 else "prompt": [sentence]})
         seed = secrets.randbits(63) if body.seed is None else body.seed & MOST_SEED
         name = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
         prepared = [
@@ -154,6 +170,7 @@ class _Server:
                 seed=seed if i == j == 0 else derive_seed(seed, i, j),
                 stop=body.stops,
                 trace="full" if logprobs else "none",
+                fitted=fitted,
             )
             for i, prompt in enumerate(prompts)
             for j in range(choices)
@@ -169,10 +186,15 @@ class _Server:
             ApiError: If one of its choices failed.
         """
         choices = self._choices(call)
-        for job, choice in zip(jobs, choices, strict=True):
-            async for event in job.events():
-                choice.apply(event)
-            _raise_failure(choice)
+        merged = _merged(jobs, self.settings.heartbeat)
+        try:
+            async for index, events in merged:
+                if index is not None:
+                    for event in events:
+                        choices[index].apply(event)
+                    _raise_failure(choices[index])
+        finally:
+            await merged.aclose()  # type: ignore[attr-defined]
         kind = "chat.completion" if call.kind == "chat" else "text_completion"
         return {
             **call.stem,
@@ -181,8 +203,7 @@ class _Server:
             "choices": [self._final(call, choice) for choice in choices],
             "usage": _usage(call, choices),
             "unspoken": {
-                "strategy": resolved(call.strategy),
-                "seed": call.seed,
+                **call.description,
                 "notes": [finite(c.generation.notes) for c in choices],
             },
         }
@@ -198,7 +219,8 @@ class _Server:
             "logprobs": self._logprobs(call, choice.tokens(self.lm.eos_ids)),
         }
         if call.kind == "completion":
-            return {**shared, "text": choice.reasoning + choice.content}
+            # As with a chat, thoughts are apart: stop strings and logprobs are of the text.
+            return {**shared, "text": choice.content, "reasoning_content": choice.reasoning or None}
         message = {
             "role": "assistant",
             "content": choice.content,
@@ -239,15 +261,15 @@ class _Server:
                     choice.apply(event)
                 _raise_failure(choice)
                 for piece in self._pieces(call, choice):
-                    yield line(choices=[piece])
+                    ends = piece["finish_reason"] is not None
+                    yield line(choices=[piece], **({"unspoken": call.description} if ends else {}))
             options = call.body.stream_options
             if options is not None and options.include_usage:
                 yield line(choices=[], usage=_usage(call, choices))
             yield format_sse_event(data_str="[DONE]")
         except ApiError as error:
-            yield _data(
-                {"error": {"message": error.message, "type": "server_error", "param": None, "code": None}}
-            )
+            kind = "invalid_request_error" if error.status < 500 else "server_error"
+            yield _data({"error": {"message": error.message, "type": kind, "param": None, "code": None}})
         finally:
             await merged.aclose()  # type: ignore[attr-defined]
 
@@ -257,9 +279,10 @@ class _Server:
         shared: dict[str, Any] = {"index": choice.index, "finish_reason": None, "logprobs": None}
         pieces = []
         if call.kind == "completion":
-            text = reasoning + content
-            if text:
-                pieces.append({**shared, "text": text, "logprobs": self._logprobs(call, tokens)})
+            if reasoning:
+                pieces.append({**shared, "text": "", "reasoning_content": reasoning})
+            if content or tokens:
+                pieces.append({**shared, "text": content, "logprobs": self._logprobs(call, tokens)})
         else:
             if reasoning:
                 pieces.append({**shared, "delta": {"reasoning_content": reasoning}})
@@ -313,8 +336,7 @@ def _usage(call: Call, choices: list[Choice]) -> dict[str, Any]:
 
 
 def _raise_failure(choice: Choice) -> None:
-    if choice.reason.startswith("error"):
-        raise ApiError(422, f"The generation failed: {choice.reason.removeprefix('error: ')}")
+    raise_failure(choice.reason)
     if choice.reason == "cancelled":
         raise ApiError(503, "The generation was cancelled.")
 
@@ -344,9 +366,29 @@ async def _merged(jobs: list[Job], heartbeat: float) -> AsyncIterator[tuple[int 
         for task, job in zip(tasks, jobs, strict=True):
             task.cancel()
             job.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait(tasks)
 
 
 def _data(value: Any) -> bytes:
-    return format_sse_event(data_str=json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    return format_sse_event(data_str=as_json(value))
+
+
+def _renamed(error: ApiError, body: ChatBody | CompletionBody) -> ApiError:
+    """A refusal in the words of these bodies."""
+    chat = isinstance(body, ChatBody)
+    newer = isinstance(body, ChatBody) and body.max_completion_tokens is not None
+    limit = "max_completion_tokens" if newer else "max_tokens"
+    own = body.unspoken is not None and body.unspoken.strategy is not None
+    names = {"max_new_tokens": limit, "strategy": "unspoken.strategy" if own else "model"}
+    if chat:
+        names["prompt"] = "messages"
+    fields: dict[str, list[str]] = {}
+    for name, sentences in error.fields.items():
+        inside = name.startswith("strategy.")
+        new = f"unspoken.{name}" if inside else names.get(name, name)
+        fields[new] = [
+            re.sub(r"^(max_new_tokens|prompt)\b", lambda m: names.get(m[0], m[0]), s) for s in sentences
+        ]
+    if error.code is not None or not fields:
+        return error
+    return wrong(fields, error.status, error.hint)

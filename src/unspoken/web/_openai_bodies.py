@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from unspoken.web._bodies import MOST_SEED, Body, Short, Stop
 
 Count = Annotated[int, Field(ge=1, le=10**6)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+Empty = Field(max_length=0)
+NO_TOOLS = "no tools can be called here; leave it out"
+NO_FORMAT = (
+    "answers are free text here, JSON mode and schemas are not supported; leave it out, and ask for the form in the "
+    "prompt"
+)
+NO_PENALTY = "this has no effect here, so only 0 may be sent; leave it out"
+NO_BIAS = "single tokens cannot be favoured here; leave it out"
+
+
+def refused(sentence: str, passes: Callable[[Any], bool]) -> BeforeValidator:
+    """Refuses, in these words, every value but those that pass and None."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not passes(value):
+            raise PydanticCustomError("refused", sentence)
+        return value
+
+    return BeforeValidator(check)
+
+
+def _nothing(value: Any) -> bool:
+    return not value
+
+
+def _text_format(value: Any) -> bool:
+    return isinstance(value, TextFormat) or (isinstance(value, dict) and value.get("type", "text") == "text")
+
+
+def _no_choice(value: Any) -> bool:
+    return value in ("none", "auto")
 
 
 class Part(Body):
@@ -61,9 +95,9 @@ class Common(Body):
     unspoken: Own | None = None
     user: str | None = None
     # Without an effect here; values that would need one are refused.
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    frequency_penalty: Annotated[Zero | None, refused(NO_PENALTY, _nothing)] = None
+    presence_penalty: Annotated[Zero | None, refused(NO_PENALTY, _nothing)] = None
+    logit_bias: Annotated[Annotated[dict[str, float], Empty] | None, refused(NO_BIAS, _nothing)] = None
 
     @property
     def stops(self) -> list[str]:
@@ -78,9 +112,9 @@ class ChatBody(Common):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: TextFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    response_format: Annotated[TextFormat | None, refused(NO_FORMAT, _text_format)] = None
+    tools: Annotated[Annotated[list[Any], Empty] | None, refused(NO_TOOLS, _nothing)] = None
+    tool_choice: Annotated[Literal["none", "auto"] | None, refused(NO_TOOLS, _no_choice)] = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None

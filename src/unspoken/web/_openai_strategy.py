@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from unspoken.discovery import STRATEGIES
 from unspoken.web._errors import ApiError, printable, wrong
-from unspoken.web._prepare import default_strategy, read_strategy, resolved
+from unspoken.web._strategies import default_strategy, read_fitted, resolved
 
 if TYPE_CHECKING:
     from unspoken.decoding import Strategy
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SAMPLING = ("temperature", "top_p")
 
 
-def strategy_of(body: Common, name: str, lm: CausalLM) -> Strategy:
-    """The strategy of a request.
+def strategy_of(body: Common, name: str, lm: CausalLM, limit: int) -> tuple[Strategy, list[str]]:
+    """The strategy of a request, and a sentence for each of its fields that was fitted to the limit.
 
     `NAME` alone is the model's own strategy, or chain of thought; `NAME:soft` names one, and
     `unspoken: {"strategy": {...}}` also sets its fields. `temperature` and `top_p` set the strategy's fields of these
@@ -28,6 +28,7 @@ def strategy_of(body: Common, name: str, lm: CausalLM) -> Strategy:
         body: The request.
         name: What the served model is called.
         lm: The model.
+        limit: Steps of the request.
 
     Raises:
         ApiError: If the model or the strategy is unknown, or the strategy has no such field.
@@ -37,15 +38,17 @@ def strategy_of(body: Common, name: str, lm: CausalLM) -> Strategy:
     fields = {"name": given} if isinstance(given, str) else dict(given) if given is not None else None
     if fields is not None and suffix is not None and fields.setdefault("name", suffix) != suffix:
         raise wrong({"unspoken": [f"The model's name asks for {suffix}, the strategy is another one."]})
+    if fields is None and suffix is None and body.temperature is None and body.top_p is None:
+        return read_fitted(None, lm, limit)
     if fields is None:
         fields = resolved(default_strategy(lm)) if suffix is None else {"name": suffix}
-    read_strategy(fields, lm)  # what is wrong with it is said before anything is added
+    read_fitted(fields, lm, limit)  # what is wrong with it is said before anything is added
     stated = set(given) if isinstance(given, dict) else set()
     for key in SAMPLING:
         value = getattr(body, key)
         if value is not None and key not in stated:
             _set(fields, key, value, stated)
-    return read_strategy(fields, lm)
+    return read_fitted(fields, lm, limit, given if isinstance(given, dict) else {})
 
 
 def _suffix(model: str, name: str) -> str | None:

@@ -33,6 +33,16 @@ class Splitter:
     _inside: bool = False
     _begun: bool = False
 
+    @property
+    def inside(self) -> bool:
+        """Whether the last step was a thought."""
+        return self._inside
+
+    @property
+    def length(self) -> int:
+        """Characters of the answer, those that are held back included."""
+        return len(self.content) + (0 if self._inside else len(self._held))
+
     def push(self, step: Step) -> None:
         """Take the next step."""
         if step.phase == "transition":
@@ -123,8 +133,10 @@ class Choice:
             self._split.flush()
 
     def _push(self, step: Step) -> None:
-        begin = len(self._split.content) + len(self._split._held)
+        begin = self._split.length
         self._split.push(step)
+        if self._split.inside:  # what looked like the answer's first tokens was the opening marker
+            self._tokens = [t for t in self._tokens if t.begin < len(self._split.content)]
         # An end token is no token of the text.
         if step.phase == "answer" and step.token_id is not None and step.logprob is not None:
             self._tokens.append(Token(step, begin))
@@ -239,11 +251,17 @@ def chat_logprobs(tokens: Sequence[Token], lm: CausalLM, temperature: float, cou
 def completion_logprobs(
     tokens: Sequence[Token], lm: CausalLM, temperature: float, count: int
 ) -> dict[str, Any]:
-    """`logprobs` of a completion choice."""
+    """`logprobs` of a completion choice; the chosen token is always among the `top_logprobs`."""
     text = lm.tokens.token_text
+
+    def top(step: Step) -> dict[str, float]:
+        assert step.token_id is not None and step.logprob is not None
+        best = {text(i): lp for i, lp in likeliest(step, temperature, count)}
+        return {**best, text(step.token_id): step.logprob}
+
     return {
         "tokens": [text(t.step.token_id) for t in tokens if t.step.token_id is not None],
         "token_logprobs": [t.step.logprob for t in tokens],
-        "top_logprobs": [{text(i): lp for i, lp in likeliest(t.step, temperature, count)} for t in tokens],
+        "top_logprobs": [top(t.step) for t in tokens],
         "text_offset": [t.begin for t in tokens],
     }

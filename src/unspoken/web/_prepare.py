@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 import secrets
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unspoken.config import from_dict, named_kind, to_dict
 from unspoken.decoding import Request, Strategy
 from unspoken.discovery import STRATEGIES
-from unspoken.errors import ConfigError, UnspokenError, suggest
+from unspoken.errors import ConfigError, UnspokenError
 from unspoken.types import Message, Trace
 from unspoken.web._bodies import Ask
-from unspoken.web._errors import printable, wrong
-from unspoken.web._schema import field_names, plain
+from unspoken.web._errors import ApiError, merged, wrong
 from unspoken.web._settings import Settings
+from unspoken.web._strategies import (
+    broken,
+    candidate_problems,
+    field_of,
+    read_fitted,
+    resolved,
+    without_flags,
+)
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
 
 DEFAULT_NEW_TOKENS = 512
-MOST = 10**6
-"""Largest whole number that a field of a strategy may be given here."""
-DEEPEST = 8
 ORIGINAL_FIELDS = ("k", "T_e", "T_total", "temperature")
 Prompt = str | list[Message] | list[int]
 
@@ -76,27 +78,43 @@ def prepare_ask(
     for name, value in (("system", system), ("gold", body.gold)):
         if value is not None:
             problems.update(_unreadable(name, value))
-    if problems:
-        raise wrong(problems)
+    refusals = [wrong(problems)] if problems else []
+    steps = most_steps(body.max_new_tokens, settings)
+    try:
+        strategy, fitted = read_fitted(_asked(body), lm, steps)
+    except ApiError as error:
+        raise merged([*refusals, error]) from error
+    if refusals:
+        raise refusals[0]
     assert question is not None
-    prompt: Prompt = question
-    if system is not None and system.strip():
-        prompt = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     prepared = prepare(
-        prompt,
-        read_strategy(_asked(body), lm),
+        conversation(question, system),
+        strategy,
         view,
         settings,
         id=body.id,
         client=body.session or client,
-        max_new_tokens=body.max_new_tokens,
+        max_new_tokens=steps,
         seed=body.seed,
         stop=body.stop,
         trace=body.trace,
+        fitted=fitted,
     )
     prepared.start["depth"] = body.depth
     prepared.start["prompt"] = {"user": question, "system": system}
     return dataclasses.replace(prepared, gold=body.gold)
+
+
+def most_steps(asked: int | None, settings: Settings) -> int:
+    """Most steps of a request that asks for so many, or does not say."""
+    return asked or min(DEFAULT_NEW_TOKENS, settings.max_new_tokens)
+
+
+def conversation(question: str, system: str | None) -> Prompt:
+    """What is asked, with the system message before it if there is one."""
+    if system is None or not system.strip():
+        return question
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
 def prepare(
@@ -107,16 +125,64 @@ def prepare(
     *,
     id: str | None,
     client: str,
-    max_new_tokens: int | None,
+    max_new_tokens: int,
     seed: int,
     stop: Sequence[str],
     trace: Trace,
+    fitted: Sequence[str] = (),
 ) -> Prepared:
     """A request that is known to fit the model, its context and the server's limits.
 
     Raises:
         ApiError: With everything that is wrong.
     """
+    problems: dict[str, list[str]] = _text_problems(prompt, stop, settings)
+    request = Request(
+        prompt,
+        strategy,
+        id=id or f"r-{secrets.token_hex(8)}",
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stop=tuple(stop),
+        trace=trace,
+    )
+    hint = None
+    budget, ids = 0, list[int]()
+    if strategy.width > settings.max_rows:
+        problems["strategy"] = [
+            f"The strategy uses {strategy.width} rows at once; at most {settings.max_rows} here."
+        ]
+    misfits = [without_flags(sentence) for sentence in strategy.check(lm)]
+    for sentence in misfits:
+        problems.setdefault(field_of(sentence, strategy), []).append(sentence)
+    try:
+        budget = strategy.budget(request)
+        if not misfits and "prompt" not in problems:
+            ids = strategy.prompt_ids(lm, prompt)
+    except UnspokenError as error:
+        sentences = error.problems if isinstance(error, ConfigError) else [error.message]
+        other = "prompt" if "prompt" in sentences[0].lower() or "message" in sentences[0] else "strategy"
+        hint = error.hint
+        problems.setdefault(field_of(sentences[0], strategy, other), []).extend(sentences)
+    if budget > settings.max_new_tokens:
+        problems["max_new_tokens"] = [
+            f"max_new_tokens must be at most {settings.max_new_tokens}, not {budget}."
+        ]
+    elif trace == "full" and "strategy" not in problems:
+        for name, found in candidate_problems(strategy, budget).items():
+            problems.setdefault(name, []).extend(found)
+    if lm.max_positions is not None and len(ids) >= lm.max_positions:
+        problems["prompt"] = [
+            f"prompt has {len(ids)} tokens, but the model's context holds {lm.max_positions}."
+        ]
+    if problems:
+        raise wrong(problems, hint=hint)
+    start = _start(request, lm, settings, ids, budget)
+    return Prepared(request, lm, client, {**start, "fitted": list(fitted)}, prompt)
+
+
+def _text_problems(prompt: Prompt, stop: Sequence[str], settings: Settings) -> dict[str, list[str]]:
+    """What is wrong with the texts of a request."""
     problems: dict[str, list[str]] = {}
     texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if isinstance(m, dict)]
     for text in texts:
@@ -128,42 +194,7 @@ def prepare(
         )
     for text in stop:
         problems.update(_unreadable("stop", text))
-    steps = max_new_tokens or min(DEFAULT_NEW_TOKENS, settings.max_new_tokens)
-    if strategy.width > settings.max_rows:
-        problems["strategy"] = [
-            f"The strategy uses {strategy.width} rows at once; at most {settings.max_rows} here."
-        ]
-    for sentence in strategy.check(lm):
-        problems.setdefault(_field_of(sentence, strategy), []).append(sentence)
-    if problems:
-        raise wrong(problems)
-    request = Request(
-        prompt,
-        strategy,
-        id=id or f"r-{secrets.token_hex(8)}",
-        max_new_tokens=steps,
-        seed=seed,
-        stop=tuple(stop),
-        trace=trace,
-    )
-    try:
-        budget = strategy.budget(request)
-        ids = strategy.prompt_ids(lm, prompt)
-    except UnspokenError as error:
-        first = error.problems[0] if isinstance(error, ConfigError) else error.message
-        place = _field_of(
-            first, strategy, "prompt" if "prompt" in first.lower() or "message" in first else "strategy"
-        )
-        raise wrong({place: getattr(error, "problems", [error.message])}, hint=error.hint) from error
-    if budget > settings.max_new_tokens:
-        raise wrong(
-            {"max_new_tokens": [f"max_new_tokens must be at most {settings.max_new_tokens}, not {budget}."]}
-        )
-    if lm.max_positions is not None and len(ids) >= lm.max_positions:
-        raise wrong(
-            {"prompt": [f"prompt has {len(ids)} tokens, but the model's context holds {lm.max_positions}."]}
-        )
-    return Prepared(request, lm, client, _start(request, lm, settings, ids, budget), prompt)
+    return problems
 
 
 def _start(request: Request, lm: CausalLM, settings: Settings, ids: list[int], budget: int) -> dict[str, Any]:
@@ -187,111 +218,10 @@ def _start(request: Request, lm: CausalLM, settings: Settings, ids: list[int], b
     }
 
 
-def resolved(strategy: Strategy) -> dict[str, Any]:
-    """A strategy's name and all its fields, as JSON."""
-    return {"name": strategy.name, **{k: plain(v) for k, v in to_dict(strategy).items()}}
-
-
 def _thresholds(strategy: Strategy) -> dict[str, float]:
     """What the numbers of a step are compared with, by the number's name."""
     value = getattr(strategy, "min_end_prob", None)
     return {} if value is None else {"end_prob": float(value)}
-
-
-# -- the strategy ---------------------------------------------------------------------------------
-
-
-def default_strategy(lm: CausalLM) -> Strategy:
-    """The model's own strategy, else chain of thought."""
-    made: Strategy = lm.strategy or STRATEGIES.find("cot")()
-    return made
-
-
-def read_strategy(given: Mapping[str, Any] | None, lm: CausalLM) -> Strategy:
-    """A strategy from a mapping of its name and fields.
-
-    Only strategies that are listed can be named: a path in a request never reaches the file system.
-
-    Raises:
-        ApiError: 400 for values of a wrong type, 422 for names and values that are not allowed.
-    """
-    if given is None:
-        return default_strategy(lm)
-    fields = dict(given)
-    name = fields.pop("name", None)
-    if name is None:
-        raise wrong({"strategy": ["strategy needs a name."]}, hint=f"Known: {', '.join(STRATEGIES.names())}.")
-    cls = _find(name, "strategy")
-    found = {printable(key, 80): what for key, what in unusable(fields).items()}
-    if found:
-        raise wrong({f"strategy.{key}": [f"{key} {what}"] for key, what in found.items()}, 400)
-    _check_names(cls, fields, "strategy")
-    try:
-        return from_dict(cls, fields, aliases=cls.aliases)
-    except ConfigError as error:
-        problems: dict[str, list[str]] = {}
-        for sentence in error.problems:
-            plainly = re.sub(r"^\w+\.(\w+): ", r"\1 ", sentence)
-            problems.setdefault(_field_of(plainly, cls), []).append(printable(plainly))
-        kinds = all(re.match(r"\w+\.\w+: must be (?!one of)", sentence) for sentence in error.problems)
-        raise wrong(problems, 400 if kinds else 422) from error
-
-
-def _find(name: Any, place: str) -> type[Strategy]:
-    if not isinstance(name, str):
-        raise wrong({place: [f"{place} must be named by a string."]}, 400)
-    if name not in STRATEGIES.names():
-        near = suggest(name, STRATEGIES.names())
-        meant = f" Did you mean {near!r}?" if near else ""
-        known = ", ".join(STRATEGIES.names())
-        raise wrong({place: [f"There is no strategy {printable(name, 80)!r}.{meant} Known: {known}."]})
-    found: type[Strategy] = STRATEGIES.find(name)
-    return found
-
-
-def _check_names(cls: type[Strategy], fields: Mapping[str, Any], place: str) -> None:
-    """Strategies inside this one are known by name, too."""
-    import typing
-
-    hints = typing.get_type_hints(cls)
-    for key, value in fields.items():
-        if named_kind(hints.get(key)) is not None:
-            inner = value.get("name") if isinstance(value, Mapping) else value
-            found = _find(inner, f"{place}.{key}")
-            if isinstance(value, Mapping):
-                _check_names(found, {k: v for k, v in value.items() if k != "name"}, f"{place}.{key}")
-
-
-def unusable(values: Mapping[str, Any]) -> dict[str, str]:
-    """Values that no field can have: numbers that are not finite or too large, broken text, endless nesting."""
-    found = {}
-    for key, value in values.items():
-        what = _unusable(value, 0) or ("is not readable as a name." if _broken(key) else None)
-        if what is not None:
-            found[key] = what
-    return found
-
-
-def _unusable(value: Any, depth: int) -> str | None:
-    if depth > DEEPEST:
-        return f"must not be nested more than {DEEPEST} deep."
-    if isinstance(value, float) and not math.isfinite(value):
-        return "must be a finite number."
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST:
-        return f"must not be beyond {MOST}."
-    if isinstance(value, str):
-        if len(value) > 10_000:
-            return "must not have more than 10000 characters."
-        return "must be readable text (half of a surrogate pair was found)." if _broken(value) else None
-    if isinstance(value, (list, tuple)):
-        items: list[Any] = list(value)
-    elif isinstance(value, Mapping):
-        items = [*value.keys(), *value.values()]
-    else:
-        return None
-    if len(items) > 1000:
-        return "must not have more than 1000 entries."
-    return next((what for item in items if (what := _unusable(item, depth + 1)) is not None), None)
 
 
 def _asked(body: Ask) -> dict[str, Any] | None:
@@ -312,20 +242,8 @@ def _asked(body: Ask) -> dict[str, Any] | None:
 
 
 def _mixtures() -> tuple[str, ...]:
-    import typing
-
     names: tuple[str, ...] = typing.get_args(typing.get_type_hints(STRATEGIES.find("soft"))["mixture"])
     return names
-
-
-def _field_of(sentence: str, strategy: Strategy | type[Strategy], other: str = "strategy") -> str:
-    """The field that a sentence is about, as bodies call it."""
-    cls = strategy if isinstance(strategy, type) else type(strategy)
-    unknown = re.match(r"Unknown field '([^']*)'", sentence)
-    if unknown:
-        return f"strategy.{printable(unknown[1], 80)}"
-    word = re.match(r"\w+", sentence)
-    return f"strategy.{word[0]}" if word and word[0] in field_names(cls) else other
 
 
 def _one_of(body: Ask, name: str, original: str, problems: dict[str, list[str]]) -> str | None:
@@ -339,14 +257,6 @@ def _one_of(body: Ask, name: str, original: str, problems: dict[str, list[str]])
 def _unreadable(name: str, text: str) -> dict[str, list[str]]:
     return (
         {name: [f"{name} must be readable text (half of a surrogate pair was found)."]}
-        if _broken(text)
+        if broken(text)
         else {}
     )
-
-
-def _broken(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False

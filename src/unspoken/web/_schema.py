@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal, Union
+from weakref import WeakKeyDictionary
 
 from unspoken import config as configs
 from unspoken.config import field_docs, named_kind
+from unspoken.decoding._sequence import SequenceStrategy
 from unspoken.discovery import STRATEGIES
 from unspoken.errors import ConfigError
 
@@ -21,9 +24,19 @@ _TINY = 1e-9
 _JSON = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
+_described: WeakKeyDictionary[CausalLM, list[dict[str, Any]]] = WeakKeyDictionary()
+_describing = threading.Lock()
+
+
 def describe_all(lm: CausalLM) -> list[dict[str, Any]]:
-    """All strategies that can be asked for by name, each as `describe` gives it."""
-    return [describe(name, lm) for name in STRATEGIES.names()]
+    """All strategies that can be asked for by name, each as `describe` gives it.
+
+    Ranges are found by trying values, which takes a while: it is done once for a model.
+    """
+    with _describing:
+        if lm not in _described:
+            _described[lm] = [describe(name, lm) for name in STRATEGIES.names()]
+        return _described[lm]
 
 
 def describe(name: str, lm: CausalLM) -> dict[str, Any]:
@@ -33,8 +46,6 @@ def describe(name: str, lm: CausalLM) -> dict[str, Any]:
         name: The strategy's name.
         lm: The model; ranges that depend on it (such as at most as many candidates as tokens) are its.
     """
-    from unspoken.decoding._sequence import SequenceStrategy
-
     cls = STRATEGIES.find(name)
     summary = STRATEGIES.summary(name)
     return {

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
-import sys
-import traceback
-from collections.abc import Callable
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unspoken.web._errors import ApiError, answer
+from unspoken.web import _json, _log
+from unspoken.web._errors import ApiError, answer, server_fault
 from unspoken.web._settings import Settings
 
 POLICY = (
@@ -32,21 +28,24 @@ HEADERS = {
 }
 OPEN = ("/", "/healthz")
 """Paths that need no key, beside the page's files: a browser cannot send one with the first request of a page."""
+LARGE = 2**15
+"""Bytes of a body from which on it is looked at in a thread of its own."""
+
+
+WRITING = ("POST", "PUT", "PATCH")
 
 
 class Guard:
-    """Refuses what must not reach a route, and turns every failure behind it into an answer without a traceback.
+    """Refuses what must not reach a route, and turns every failure behind it into an answer without its inside.
 
     Args:
         app: The application.
         settings: What is allowed.
-        log: Where unexpected errors are told, in one line each.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, log: Callable[[str], Any] | None = None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
         self.settings = settings
-        self.log = log or _say
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,12 +81,9 @@ class Guard:
         except Exception as error:
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
-            self.log(f"{scope['method']} {scope['path']!r}: {type(error).__name__}: {error}")
-            if os.environ.get("UNSPOKEN_DEBUG"):
-                self.log("".join(traceback.format_exception(error)))
+            _log.failure(f"{scope['method']} {scope['path']!r}", error)
             if not begun:
-                failure = ApiError(500, "Something went wrong in the server; its own output says what.")
-                await answer(failure, openai)(scope, receive, guarded)
+                await answer(server_fault(), openai)(scope, receive, guarded)
 
     def _check(self, scope: Scope) -> None:
         headers: dict[bytes, list[bytes]] = {}
@@ -117,7 +113,9 @@ class Guard:
                     "Send the header Authorization: Bearer KEY.",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        if scope["method"] in ("POST", "PUT", "PATCH"):
+        if (refusal := scope.get("state", {}).get("refusal")) is not None:
+            raise refusal
+        if scope["method"] in WRITING:
             kind = (_only(headers, b"content-type") or "").partition(";")[0].strip().lower()
             length = _only(headers, b"content-length")
             if kind != "application/json" and (length != "0" or kind):
@@ -148,7 +146,10 @@ class Guard:
                     more = message.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, f"The body took more than {self.settings.body_seconds:g} seconds.") from None
-        body: Message | None = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+        whole = b"".join(parts)
+        if scope["method"] in WRITING:
+            await asyncio.to_thread(_json.check, whole) if size > LARGE else _json.check(whole)
+        body: Message | None = {"type": "http.request", "body": whole, "more_body": False}
 
         async def again() -> Message:
             nonlocal body
@@ -185,7 +186,3 @@ def _same_origin(origin: str, host: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower() and not parts.path
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line.encode("ascii", "backslashreplace").decode() + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from unspoken.errors import ConfigError
@@ -28,6 +29,8 @@ class Settings:
         max_new_tokens: Most steps that a request may ask for.
         max_rows: Most rows that one request may use at once: candidates, particles, choices.
         max_connections: Connections at once.
+        max_per_peer: Connections at once from one address.
+        head_seconds: How long the head of a request may take to arrive.
         body_seconds: How long a body may take to arrive.
         heartbeat: Seconds of silence after which a stream sends a comment.
 
@@ -46,6 +49,8 @@ class Settings:
     max_new_tokens: int = 8192
     max_rows: int = 64
     max_connections: int = 512
+    max_per_peer: int = 128
+    head_seconds: float = 10.0
     body_seconds: float = 20.0
     heartbeat: float = 10.0
 
@@ -58,7 +63,14 @@ class Settings:
             )
         if self.api_key is not None and (len(self.api_key) < 8 or not self.api_key.isascii()):
             problems.append("The API key must have at least 8 characters, all of them ASCII.")
-        for name in ("max_body", "max_prompt", "max_new_tokens", "max_rows", "max_connections"):
+        for name in (
+            "max_body",
+            "max_prompt",
+            "max_new_tokens",
+            "max_rows",
+            "max_connections",
+            "max_per_peer",
+        ):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, not {getattr(self, name)}.")
         if problems:
@@ -67,12 +79,20 @@ class Settings:
     @property
     def local(self) -> bool:
         """Whether only this computer can reach it."""
-        if self.host in LOOPBACK:
+        if self.host.lower() in LOOPBACK:
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @cached_property
+    def own_names(self) -> frozenset[str]:
+        """Names of the server. The first look may ask other computers, so it is taken at the start."""
+        names = {self.host, *self.allowed_hosts}
+        if not self.local:
+            names |= {socket.gethostname(), socket.getfqdn()}
+        return frozenset(name.lower().rstrip(".") for name in names)
 
     def allows_host(self, name: str) -> bool:
         """Whether a browser may call the server by this name (the `Host` header without its port).
@@ -81,12 +101,12 @@ class Settings:
         this computer, nor a bare address.
         """
         name = name.lower().rstrip(".")
-        if name in LOOPBACK or name in self.allowed_hosts:
+        if name in LOOPBACK or (name and name in self.own_names):
             return True
         if self.local:
-            return name == self.host
+            return False
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return name in (self.host.lower(), socket.gethostname().lower(), socket.getfqdn().lower())
+            return False
         return True

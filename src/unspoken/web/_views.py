@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from unspoken.errors import UnspokenError
-from unspoken.web._errors import ApiError, printable, wrong
+from unspoken.web._errors import printable, wrong
+from unspoken.web.jobs import ShuttingDown
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -32,21 +32,19 @@ class Views:
         """The view of this depth, by its own words; nothing for the full model.
 
         Raises:
-            ApiError: If the words mean no depth of this model, or the server is shutting down.
+            ApiError: If the words mean no depth of this model.
+            ShuttingDown: If the server is.
         """
         if not depth:
             return {}
         if depth not in self._views:
             lm = self._engine.lm
-            future = self._engine.call(lambda: lm.truncated(depth))
             try:
-                self._views[depth] = await asyncio.wrap_future(future)
+                self._views[depth] = await self._engine.ask(lambda: lm.truncated(depth))
+            except ShuttingDown:
+                raise
             except UnspokenError as error:
                 raise wrong({"depth": [printable(error.message)]}, hint=error.hint) from error
-            except asyncio.CancelledError:
-                if future.cancelled():
-                    raise ApiError(503, "The server is shutting down.") from None
-                raise
             while len(self._views) > MOST:
                 self._views.popitem(last=False)
         self._views.move_to_end(depth)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,14 +19,25 @@ from starlette.exceptions import HTTPException as StarletteError
 
 from unspoken import __version__
 from unspoken.errors import UnspokenError
+from unspoken.lm import zoo
 from unspoken.web import _lens, _openai, _schema
 from unspoken.web._bodies import Ask, Cancel, LensAsk
-from unspoken.web._errors import ApiError, JsonResponse, answer, of_library, of_validation
-from unspoken.web._history import History
+from unspoken.web._errors import ApiError, JsonResponse, answer, merged, of_library, of_validation
+from unspoken.web._history import DamagedRun, History
+from unspoken.web._kept import KeptRun, checked
 from unspoken.web._original import original_reply
 from unspoken.web._prepare import Prepared, prepare_ask
-from unspoken.web._runs import EventStream, Session, finite, submit, unless_gone
+from unspoken.web._runs import (
+    KEEP_ALIVE,
+    EventStream,
+    Session,
+    finite,
+    raise_failure,
+    submit,
+    unless_gone,
+)
 from unspoken.web._security import Guard
+from unspoken.web._strategies import strategy_refusal
 from unspoken.web._views import Views
 
 if TYPE_CHECKING:
@@ -37,7 +47,6 @@ if TYPE_CHECKING:
 
 GLYPHS = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
 FILES = ("html", "css", "js", "svg", "png")
-KEEP_ALIVE = format_sse_event(comment="keep-alive")
 RunId = Annotated[str, Path(max_length=64)]
 
 
@@ -55,6 +64,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        # Imports every strategy and tries out its fields: not while requests wait.
+        await run_in_threadpool(_schema.describe_all, engine.lm)
         yield
         await asyncio.get_running_loop().run_in_executor(None, engine.close)
 
@@ -71,7 +82,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     history = None if settings.history is None else History(settings.history)
     lab = Lab(engine, settings, history)
-    _refusals(app)
+    settings.own_names  # noqa: B018 - looked up now: it may ask other computers
+    _refusals(app, engine.lm)
     _page(app)
     _about(app, lab)
     _running(app, lab)
@@ -113,8 +125,13 @@ class Lab:
     def lm(self) -> CausalLM:
         return self.engine.lm
 
-    async def session(self, body: Ask, request: HttpRequest) -> Session:
+    async def session(self, body: Ask, request: HttpRequest, whole: bool = False) -> Session:
         """A run that waits for its row.
+
+        Args:
+            body: What was asked.
+            request: Where it came from.
+            whole: Whether its steps are wanted when it is over.
 
         Raises:
             ApiError: With everything that is wrong.
@@ -122,7 +139,8 @@ class Lab:
         views = await self.views.of(body.depth)
         client = request.client.host if request.client else "unknown"
         prepared: Prepared = await run_in_threadpool(prepare_ask, body, self.lm, self.settings, client, views)
-        return Session(submit(self.engine, prepared), prepared, self.history, self.settings.heartbeat)
+        (job,) = submit(self.engine, [prepared])
+        return Session(job, prepared, self.history, self.settings.heartbeat, whole)
 
     def kept(self) -> History:
         """The kept runs.
@@ -134,8 +152,22 @@ class Lab:
             raise ApiError(404, "This server keeps no runs.", "Start it with --history DIR.")
         return self.history
 
+    def read(self, run: str) -> KeptRun:
+        """A kept run that is known to be whole.
 
-def _refusals(app: FastAPI) -> None:
+        Raises:
+            ApiError: 404 if there is none of this id, 422 if its file is damaged.
+        """
+        try:
+            kept = self.kept().read(run)
+        except DamagedRun as error:
+            raise ApiError(422, error.message, error.hint, {"run": [error.message]}) from error
+        if kept is None:
+            raise ApiError(404, "There is no such run.", fields={"run": ["There is no such run."]})
+        return checked(kept)
+
+
+def _refusals(app: FastAPI, lm: CausalLM) -> None:
     def told(request: HttpRequest, error: ApiError) -> JsonResponse:
         return answer(error, request.url.path.startswith("/v1/"))
 
@@ -148,8 +180,10 @@ def _refusals(app: FastAPI) -> None:
         return told(request, of_library(error))
 
     @app.exception_handler(RequestValidationError)
-    async def validation(request: HttpRequest, error: RequestValidationError) -> JsonResponse:
-        return told(request, of_validation(error))
+    def validation(request: HttpRequest, error: RequestValidationError) -> JsonResponse:
+        found = of_validation(error)
+        also = strategy_refusal(error.body, lm) if found.fields else None
+        return told(request, found if also is None else merged([found, also]))
 
     @app.exception_handler(StarletteError)
     @app.exception_handler(HTTPException)
@@ -223,8 +257,6 @@ def _about(app: FastAPI, lab: Lab) -> None:
 
     @app.get("/api/models")
     def models() -> list[dict[str, Any]]:
-        from unspoken.lm import zoo
-
         served = {"name": name, "summary": "the model served here", "served": True}
         others = [{"name": n, "summary": zoo.summary(n), "served": False} for n in zoo.names() if n != name]
         return [served, *others]
@@ -249,12 +281,11 @@ def _running(app: FastAPI, lab: Lab) -> None:
 
     @app.post("/api/generate", response_model=None)
     async def generate(body: Ask, request: HttpRequest) -> Any:
-        session = await lab.session(body, request)
+        session = await lab.session(body, request, whole=True)
         generation = await unless_gone(request, [session.job], session.finished())
         if generation is None:
             return Response(status_code=499)
-        if generation.reason.startswith("error"):
-            raise ApiError(422, f"The generation failed: {generation.reason.removeprefix('error: ')}")
+        raise_failure(generation.reason)
         return {
             "id": session.start["id"],
             **session.done,
@@ -280,12 +311,7 @@ async def _lines(session: Session) -> AsyncIterator[bytes]:
             if batch is None:
                 yield KEEP_ALIVE
             else:
-                yield b"".join(
-                    format_sse_event(
-                        event=name, data_str=json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-                    )
-                    for name, value in batch
-                )
+                yield b"".join(format_sse_event(event=name, data_str=line) for name, line in batch)
     finally:
         await messages.aclose()  # type: ignore[attr-defined]
 
@@ -298,12 +324,9 @@ def _kept(app: FastAPI, lab: Lab) -> None:
     ) -> list[dict[str, Any]]:
         return [] if lab.history is None else lab.history.list(limit, before)
 
-    @app.get("/api/run/{run}")
-    def run(run: RunId) -> dict[str, Any]:
-        kept = lab.kept().read(run)
-        if kept is None:
-            raise ApiError(404, "There is no such run.")
-        return kept
+    @app.get("/api/run/{run}", response_model=None)
+    def run(run: RunId) -> KeptRun:
+        return lab.read(run)
 
     @app.delete("/api/run/{run}")
     def delete(run: RunId) -> dict[str, bool]:
@@ -313,17 +336,9 @@ def _kept(app: FastAPI, lab: Lab) -> None:
 
     @app.post("/api/lens")
     async def lens(body: LensAsk) -> dict[str, Any]:
-        kept = await run_in_threadpool(lab.kept().read, body.run)
-        if kept is None:
-            raise ApiError(404, "There is no such run.", fields={"run": ["There is no such run."]})
+        kept = await run_in_threadpool(lab.read, body.run)
         view = lab.lm
         if depth := kept["start"].get("depth"):
             view = (await lab.views.of(depth))[depth]
-        _lens.span(body, len(_lens.kept_generation(kept).steps))
-        future = lab.engine.call(lambda: _lens.read(body, kept, view))
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if future.cancelled():
-                raise ApiError(503, "The server is shutting down.") from None
-            raise
+        reading = await run_in_threadpool(_lens.prepare, body, kept, view)
+        return await lab.engine.ask(reading)

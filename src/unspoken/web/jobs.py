@@ -11,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unspoken.decoding import Request, run
-from unspoken.errors import ConfigError, RunError
-from unspoken.types import Done, Event, Rewind, RowId, Usage
+from unspoken.decoding._trace import NOT_FINITE
+from unspoken.errors import ConfigError, RunError, UnspokenError
+from unspoken.types import Done, Event, Rewind, RowId, Step, Usage
+from unspoken.web import _log
+from unspoken.web._cut import KEPT, cut
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -33,6 +37,10 @@ MOST_UNREAD = 50_000
 """Events that wait for their reader; a request whose reader has fallen farther behind is cancelled."""
 USED_IDS = 10_000
 """Ids of past requests that are remembered, so that none is given twice."""
+FAULT = "error: something went wrong in the server; its own output says what"
+"""The end of a request that the server failed on: what failed is no concern of its client."""
+SERVER_FAULTS = (FAULT, NOT_FINITE)
+"""Ends that no change of the request would have averted."""
 SHARE = 0.75
 """Of the places to wait, what one client may hold."""
 
@@ -59,11 +67,13 @@ class Job:
         request: The request; its events come to `batches`.
         client: Whose it is: the queue takes clients by turns.
         lm: The model, or a view of it.
+        call: What it was submitted with: together they take one place in the queue.
     """
 
     request: Request
     client: str
     lm: CausalLM
+    call: object
     _engine: Engine
     _loop: asyncio.AbstractEventLoop
     _queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -165,7 +175,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a row."""
+        """Requests that wait for a row; those that were submitted together are one."""
         with self._changed:
             return self._count()
 
@@ -181,11 +191,17 @@ class Engine:
         return self._draining
 
     def submit(self, request: Request, client: str, lm: CausalLM | None = None) -> Job:
-        """Put a request into the queue. Called in the server's event loop.
+        """Put a request into the queue; as `submit_all` for one."""
+        return self.submit_all([request], client, lm)[0]
+
+    def submit_all(self, requests: Sequence[Request], client: str, lm: CausalLM | None = None) -> list[Job]:
+        """Put requests that belong together into the queue, where they take one place; all of them, or none.
+
+        Called in the server's event loop.
 
         Args:
-            request: With an id that was not used before.
-            client: Whose it is.
+            requests: With ids that were not used before.
+            client: Whose they are.
             lm: A view of the model that the request is for. Requests for another view than the one that runs
                 wait until its rows are done.
 
@@ -194,16 +210,17 @@ class Engine:
             RepeatedId: If the id was used before.
             ShuttingDown: If the server is closing.
         """
-        job = Job(request, client, lm or self.lm, self, asyncio.get_running_loop())
-        request.sink = lambda event: self._deliver(job, event)
+        loop, call = asyncio.get_running_loop(), object()
+        jobs = [Job(request, client, lm or self.lm, call, self, loop) for request in requests]
         with self._changed:
             if self._draining:
                 raise ShuttingDown("The server is shutting down.")
-            if request.id in self._used:
-                raise RepeatedId(
-                    f"The id {request.id!r} was used before.", "Leave it out, or choose another."
-                )
-            waiting, mine = self._count(), len(self._waiting.get(client, ()))
+            for request in requests:
+                if request.id in self._used:
+                    raise RepeatedId(
+                        f"The id {request.id!r} was used before.", "Leave it out, or choose another."
+                    )
+            waiting, mine = self._count(), _places(self._waiting.get(client, ()))
             if waiting >= self.max_waiting or mine >= max(1, int(SHARE * self.max_waiting)):
                 who = (
                     f"{mine} of your requests wait"
@@ -211,12 +228,14 @@ class Engine:
                     else f"{waiting} requests wait"
                 )
                 raise QueueFull(f"{who}, which is the limit.", "Try again in a moment.")
-            self._used[request.id] = None
-            if len(self._used) > USED_IDS:
+            for job in jobs:
+                job.request.sink = partial(self._deliver, job)
+                self._used[job.request.id] = None
+            while len(self._used) > USED_IDS:
                 self._used.popitem(last=False)
-            self._waiting.setdefault(client, deque()).append(job)
+            self._waiting.setdefault(client, deque()).extend(jobs)
             self._changed.notify()
-        return job
+        return jobs
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a request that waits or runs; whether there was one."""
@@ -257,6 +276,21 @@ class Engine:
                 self._calls.append((function, future))
                 self._changed.notify()
         return future
+
+    async def ask(self, function: Callable[[], T]) -> T:
+        """As `call`, waited for in the server's event loop.
+
+        Raises:
+            ShuttingDown: If the engine is closing.
+        """
+        future = self.call(function)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # it is the caller that ends
+            raise ShuttingDown("The server is shutting down.") from None
 
     def drain(self) -> None:
         """Take no more requests; those that wait or run go on."""
@@ -351,6 +385,9 @@ class Engine:
         if isinstance(event, Done):
             with self._changed:
                 self._running.pop(event.row, None)
+            job.request.sink = None  # what nobody else holds goes at once, without a cycle through the sink
+        elif isinstance(event, Step) and event.top is not None and len(event.top.ids) > KEPT:
+            event = replace(event, top=cut(event.top, KEPT))
         job.push(event)
 
     def _one_by_one(self, error: Exception) -> None:
@@ -372,10 +409,20 @@ class Engine:
                 self._fail(job, again)
 
     def _fail(self, job: Job, error: Exception) -> None:
-        self._deliver(job, Done(job.request.id, f"error: {type(error).__name__}: {error}", Usage()))
+        if isinstance(error, UnspokenError):
+            reason = f"error: {error}"
+        else:
+            reason = FAULT
+            _log.failure(f"request {job.request.id!r} ({job.request.strategy.name})", error)
+        self._deliver(job, Done(job.request.id, reason, Usage()))
 
     def _count(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(map(_places, self._waiting.values()))
+
+
+def _places(jobs: Iterable[Job]) -> int:
+    """Places in the queue that these take."""
+    return len({id(job.call) for job in jobs})
 
 
 def _cancelled(job: Job) -> Done:

@@ -90,6 +90,8 @@ def make_server(app: FastAPI, engine: Engine, settings: Settings, grace: float =
     """
     import uvicorn
 
+    from unspoken.web._connections import make_protocol
+
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             engine.drain()
@@ -112,7 +114,7 @@ def make_server(app: FastAPI, engine: Engine, settings: Settings, grace: float =
         date_header=False,
         ws="none",
         timeout_keep_alive=15,
-        limit_concurrency=settings.max_connections,
+        http=make_protocol(settings),
         timeout_graceful_shutdown=int(grace) + 5,
         h11_max_incomplete_event_size=64 * 1024,
         proxy_headers=False,

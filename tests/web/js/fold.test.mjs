@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { apply, blocks, counts, emptyState, foldTo, gradeOf, shared, status, summary, ticks } from "../../../src/unspoken/web/static/fold.js";
+import { apply, blocks, counts, emptyState, foldTo, gradeOf, shared, status, summary, ticks, verdict, verdicts } from "../../../src/unspoken/web/static/fold.js";
 
 const step = (text, more = {}) => ({ name: "step", value: { text, kind: "token", phase: "answer", ...more } });
 const rewind = (to) => ({ name: "rewind", value: { to } });
@@ -37,6 +37,24 @@ test("an accepted proposal strikes what it replaced", () => {
   const state = fold([step("a"), step("b"), rewind(1), step("x"), move(true), rewind(1), step("z")]);
   assert.equal(text(state), "az");
   assert.deepEqual(marks(state), [[1, ["b:replaced", "x:cut"]]]);
+});
+
+test("a proposal that is the present text is neither accepted nor rejected", () => {
+  const same = { accepted: true, apart: 3, length: 3, log_ratio: 0 };
+  const all = [same, { ...same, apart: 2, log_ratio: -0.2 }, { ...same, apart: 2 }, { ...same, accepted: false, apart: 1, log_ratio: -9 }];
+  assert.deepEqual(all.map(verdict), ["unchanged", "accepted", "accepted", "rejected"]);
+  assert.deepEqual(verdicts([same, ...all]), ["2 accepted", "1 rejected", "2 unchanged"]);
+  assert.deepEqual(verdicts([same]), ["1 unchanged"]);
+});
+
+test("a text that is proposed again strikes nothing, and nothing when it was never written", () => {
+  const same = { apart: 3, length: 3, log_ratio: 0 };
+  const old = [step("a"), step("b"), step("c")];
+  assert.deepEqual(marks(fold([...old, rewind(1), step("b"), step("c"), move(true, same)])), []);
+  const back = fold([...old, rewind(1), step("b"), step("c"), move(true, same), rewind(1), ...old.slice(1)]);
+  assert.deepEqual([text(back), marks(back)], ["abc", [[1, ["bc:unchanged"]]]]);
+  const next = fold([...old, move(true, same), rewind(2), step("x"), move(true)]);
+  assert.deepEqual(marks(next), [[2, ["c:replaced"]]]);
 });
 
 test("every tick shows the record up to that step, and the last one all of it", () => {
@@ -78,7 +96,7 @@ test("the status line counts the steps of the phase", () => {
   assert.deepEqual(status(fold([start, think, think])), ["step 2 of at most 9", "H 1.23", "end 0.010"]);
   assert.deepEqual(status(fold([start, think, step("x")])), ["step 1"]);
   const moved = fold([start, step("x"), move(true), move(false, { block: 1, move: 4 })]);
-  assert.deepEqual(status(moved).slice(0, 3), ["block 2/1", "move 5", "1 of 2 accepted"]);
+  assert.deepEqual(status(moved).slice(0, 2), ["block 2/1", "move 5"]);
   assert.deepEqual(counts([think.value, step("x").value]), ["2 steps", "1 soft", "1 said"]);
 });
 

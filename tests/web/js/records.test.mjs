@@ -20,11 +20,18 @@ test("a kept run becomes the messages of its stream", () => {
   assert.equal(messages({ start, events: [soft, { event: "done", reason: "x" }], done })[2].value, done);
 });
 
-test("CSV has a line a step; no cell can be read as a formula or breaks its line", () => {
-  const lines = toCsv([run]).split("\r\n");
-  assert.equal(lines.length, 4);
-  assert.equal(lines[0].split(",").length, 16);
-  assert.ok(lines[1].endsWith('"""[[\\""a\\"",0.6],[\\""=b\\"",0.4]]"""'), lines[1]);
-  assert.ok(lines[2].includes('"""=1+\\""2\\"",\\n"""'), lines[2]);
-  assert.ok(!lines.join("\n").split(/[,\n]/).some((cell) => /^"?[=+@]/.test(cell)));
+test("CSV has a line a step; cells are the texts themselves, and JSON only where something is nested", () => {
+  const [head, first, second, end] = toCsv([run]).split("\r\n");
+  assert.equal(head.split(",").length, 16);
+  assert.ok(first.startsWith('1,"soft",3,0,"think","soft",,,'), first);
+  assert.ok(first.endsWith('"[[""a"",0.6],[""=b"",0.4]]"'), first);
+  assert.equal(second, '1,"soft",3,1,"answer","token",9,"=1+""2"",\n",0.5,-0.6931471805599453,,,,,,');
+  assert.equal(end, "");
+});
+
+test("what a spreadsheet would run is marked as a text", () => {
+  const textOf = (text) => /"token",9,("(?:[^"]|"")*")/.exec(toCsv([{ start, done, steps: [{ ...said, text }] }]))[1];
+  assert.equal(textOf('=HYPERLINK("x")'), `"'=HYPERLINK(""x"")"`);
+  assert.equal(textOf("@cmd|' /C x'!A0"), `"'@cmd|' /C x'!A0"`);
+  for (const plain of ["=", " =", "-", "+5", "-0.5", "a=b(c)"]) assert.equal(textOf(plain), `"${plain}"`);
 });

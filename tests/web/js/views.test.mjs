@@ -1,7 +1,7 @@
 // The pure parts of the files that draw.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { requestOf } from "../../../src/unspoken/web/static/ask.js";
+import { boxOf, requestOf, stopsOf } from "../../../src/unspoken/web/static/ask.js";
 import { extended, target } from "../../../src/unspoken/web/static/keys.js";
 import { scaled, spanOf } from "../../../src/unspoken/web/static/lens.js";
 import { lines, thresholdOf } from "../../../src/unspoken/web/static/spark.js";
@@ -10,9 +10,24 @@ const VALUES = { prompt: "q", system: " ", gold: "", depth: "", stop: "", max_ne
 
 test("a request holds what was typed, and says what is wrong", () => {
   assert.deepEqual(requestOf(VALUES), { request: { prompt: "q", max_new_tokens: 8, seed: 0 }, problems: {} });
-  assert.deepEqual(requestOf({ ...VALUES, stop: "\n|x|", system: " s " }).request.stop, ["\n", "x"]);
+  assert.deepEqual(requestOf({ ...VALUES, stop: "\\n\na|b\n", system: " s " }).request.stop, ["\n", "a|b"]);
   const bad = requestOf({ ...VALUES, prompt: " ", max_new_tokens: "0", seed: "1.5" });
   assert.deepEqual(Object.keys(bad.problems).sort(), ["max_new_tokens", "prompt", "seed"]);
+});
+
+test("a seed that a number cannot hold is refused, not rounded", () => {
+  assert.equal(requestOf({ ...VALUES, seed: "9007199254740991" }).request.seed, 9007199254740991);
+  const { request, problems } = requestOf({ ...VALUES, seed: "9007199254740993" });
+  assert.equal("seed" in request, false);
+  assert.match(problems.seed[0], /at most 9007199254740991/);
+});
+
+test("stop strings come back from their box as they were", () => {
+  const all = ["\n", "\n\n", "a|b", " ", "\\", "\\n", "\\\\n", "\\boxed{", "\t\r", "é\u2028", "</s>"];
+  assert.deepEqual(stopsOf(boxOf(all)), all);
+  for (const one of all) assert.deepEqual(stopsOf(boxOf([one])), [one]);
+  assert.deepEqual(stopsOf("\\boxed{\n\n\\n"), ["\\boxed{", "\n"]);
+  assert.deepEqual(stopsOf(""), []);
 });
 
 test("arrows stop at the ends", () => {

@@ -10,7 +10,19 @@ const EXAMPLES = [
   ["The odd one", "Which of these is no fruit: apple, carrot, pear, plum?", "carrot"],
 ];
 
-export const MARK = "|"; // between stop strings
+const ESCAPES = { n: "\n", r: "\r", t: "\t", "\\": "\\" };
+
+/** Stop strings from their box: one per line, with \n, \r, \t and \\ as escapes; any other backslash is itself. Pure. */
+export function stopsOf(box) {
+  const lines = box.split("\n").filter((line) => line !== "");
+  return lines.map((line) => line.replace(/\\([nrt\\])/g, (_, sign) => ESCAPES[sign]));
+}
+
+/** The text of the box that holds these stop strings. Pure. */
+export function boxOf(stops) {
+  const sign = (found) => `\\${Object.keys(ESCAPES).find((key) => ESCAPES[key] === found)}`;
+  return stops.map((text) => text.replace(/[\n\r\t\\]/g, sign)).join("\n");
+}
 
 /** The shared part of a request, empty fields left out; {problems} by field where something cannot be sent. Pure. */
 export function requestOf(values) {
@@ -19,12 +31,14 @@ export function requestOf(values) {
   if (!values.prompt.trim()) problems.prompt = ["Type a question first."];
   for (const [name, least] of [["max_new_tokens", 1], ["seed", 0]]) {
     const number = Number(values[name]);
-    if (values[name] === "" || !Number.isSafeInteger(number) || number < least) {
+    if (values[name] === "" || !Number.isInteger(number) || number < least) {
       problems[name] = [`This must be a whole number, ${least} or more.`];
+    } else if (!Number.isSafeInteger(number)) {
+      problems[name] = [`This must be at most ${Number.MAX_SAFE_INTEGER}: a browser cannot hold a larger one exactly.`];
     } else out[name] = number;
   }
   for (const name of ["system", "gold", "depth"]) if (values[name].trim()) out[name] = values[name].trim();
-  const stop = values.stop.split(MARK).filter((text) => text !== "");
+  const stop = stopsOf(values.stop);
   if (stop.length) out.stop = stop;
   return { request: out, problems };
 }
@@ -54,14 +68,17 @@ export function makeAsk(lab) {
       ask.explain(problems);
       return Object.keys(problems).length ? null : request;
     },
-    get state() {
-      const v = values();
-      return { ...v, seed: Number(v.seed), max_new_tokens: Number(v.max_new_tokens) };
+    /** What is typed, with or without a question, as `share.js` takes it; null as for `check`. */
+    shared() {
+      const { request, problems } = requestOf(values());
+      delete problems.prompt;
+      ask.explain(problems);
+      return Object.keys(problems).length ? null : request;
     },
     fill(state) {
       for (const name of GENERAL) {
         if (state[name] === undefined || state[name] === null) continue;
-        $(name).value = Array.isArray(state[name]) ? state[name].join(MARK) : state[name];
+        $(name).value = Array.isArray(state[name]) ? boxOf(state[name]) : state[name];
       }
       brief();
     },

@@ -1,6 +1,6 @@
 // One column: a strategy, its settings, and a run of it.
 import { el, fresh, say } from "./dom.js";
-import { apply, emptyState, foldTo, gradeOf, PHASES, status, strategyOf, summary } from "./fold.js";
+import { apply, emptyState, foldTo, gradeOf, PHASES, status, strategyOf, summary, verdict, verdicts } from "./fold.js";
 import { SettingsForm } from "./form.js";
 import { splitErrors } from "./schema.js";
 import { Spark, thresholdOf } from "./spark.js";
@@ -8,16 +8,17 @@ import { StepsView } from "./steps.js";
 import { call, stream } from "./stream.js";
 import { num } from "./tokens.js";
 
-const NODES = 40; // elements made in one frame
+const NODES = 25; // elements made in one frame
 const BUDGET = 6; // milliseconds of a frame for reading messages
 const MARKS = 40; // moves whose marks are shown
 const CLOSE_AFTER = 2000; // milliseconds that a stopped run may take to end by itself
+const MOVES = { accepted: "✓", rejected: "✗", unchanged: "=" };
 const SIGNS = { correct: "✓", wrong: "✗", unparsed: "?", truncated: "…", ungraded: "–" };
 
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(10)), (b) => b.toString(16).padStart(2, "0")).join("");
 
 export class Column {
-  /** @param {object} lab gives `strategies`, `request()`, `endIds`, `draw()`, `theme()`, `remove(column)`, `details(column)`,
+  /** @param {object} lab gives `strategies`, `request()`, `endIds`, `draw()`, `follow()`, `theme()`, `remove(column)`, `details(column)`,
    *   `lens(column)` and `refused(error, column)` */
   constructor(lab, name, fields = {}) {
     this.lab = lab;
@@ -41,6 +42,7 @@ export class Column {
     this.formula = el("p", { className: "formula" });
     this.settings = el("div", { className: "settings", id: `${id}-settings`, hidden: true });
     this.message = el("p", { className: "problem", role: "alert" });
+    this.fitted = el("p", { className: "fitted" });
     this.line = el("p", { className: "status" });
     this.movesLine = el("p", { className: "moves", hidden: true });
     this.body = el("div", {
@@ -59,7 +61,7 @@ export class Column {
     this.infoButton = button("Details", "Prompt, parameters and notes of this run", () => this.lab.details(this), { disabled: true });
     this.root = el("article", { className: "column", id },
       el("header", {}, this.menu, this.gear, this.removeButton), this.formula, this.settings, this.message,
-      this.line, this.movesLine, this.body,
+      this.fitted, this.line, this.movesLine, this.body,
       el("div", { className: "sparks" }, this.entropy.root, this.ending.root, this.sum.root),
       el("footer", {}, this.result, el("span", { className: "buttons" }, this.lensButton, this.infoButton)));
     this.root.column = this;
@@ -94,13 +96,15 @@ export class Column {
     this.formula.textContent = strategy.formula || strategy.summary || "";
     this.formula.title = strategy.summary || "";
     this.form.use(strategy, fields);
-    this.message.textContent = known ? "" : `There is no strategy ${name}; this is ${strategy.name}.`;
+    const odd = Object.keys(fields).filter((field) => !this.form.fields.some((f) => f.name === field));
+    if (!known) this.message.textContent = `There is no strategy ${name} here; this is ${strategy.name}.`;
+    else this.message.textContent = odd.length ? `${strategy.name} has no setting ${odd.join(", ")} here.` : "";
     this.configured();
   }
 
   configured() {
     const count = Object.keys(this.form.changes).length;
-    this.gear.textContent = count ? `Settings · ${count}` : "Settings";
+    this.gear.replaceChildren(el("span", { className: "word" }, "Settings"), count ? ` · ${count}` : "");
   }
 
   open(yes) {
@@ -165,7 +169,7 @@ export class Column {
 
   take(name, data) {
     this.queue.push([name, data]);
-    this.lab.draw();
+    this.lab.follow();
   }
 
   refused(error) {
@@ -174,7 +178,8 @@ export class Column {
     const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
     const placed = Object.keys(mine).length + Object.keys(general).length > 0;
     const said = placed ? rest.join(" ") : error.message;
-    this.message.textContent = `${said} ${said ? error.hint || "" : ""}${wait}`.trim();
+    const hint = error.status === 401 ? "Give the key, then run again." : error.hint || "";
+    this.message.textContent = `${said} ${said ? hint : ""}${wait}`.trim();
     if (this.form.explain(mine)) {
       this.open(true);
       this.form.focusFirstError();
@@ -227,8 +232,8 @@ export class Column {
     this.steps.scrollOn();
   }
 
-  /** One frame's writing; whether nothing is left to do. */
-  frame() {
+  /** One frame's writing, with or without what is not the steps themselves; whether nothing is left to do. */
+  frame(figures) {
     let finished = this.drain();
     const state = this.view || this.state;
     const live = !this.view && this.running;
@@ -236,8 +241,11 @@ export class Column {
     finished = this.steps.sync(state, { from, limit: NODES, live }) && finished;
     state.dirty = this.steps.steps.length;
     this.painted = state;
-    this.paintStatus(state);
-    this.paintSparks(state);
+    if (figures || this.figured !== state.start) {
+      this.paintStatus(state);
+      this.paintSparks(state);
+      this.figured = state.start;
+    }
     if (finished || !state.done) this.paintResult(state); // the result comes when all of its steps are there
     return finished;
   }
@@ -259,6 +267,8 @@ export class Column {
       this.line.shown = text;
       this.line.phase = phase;
     }
+    const fitted = (state.start?.fitted || []).join(" ");
+    if (this.fitted.textContent !== fitted) this.fitted.textContent = fitted;
     const moves = state.moves.length;
     // The line is there before the first move, so that nothing shifts when it comes.
     const moving = moves > 0 || Boolean(state.start && "mcmc_steps" in strategyOf(state.start).fields);
@@ -266,11 +276,14 @@ export class Column {
     this.root.classList.toggle("moving", moving);
     if (moves === this.movesLine.count) return;
     this.movesLine.count = moves;
-    const signs = state.moves.slice(-MARKS).map((m) => el("i", {
-      className: m.accepted ? "yes" : "no",
-      title: `block ${m.block + 1}, move ${m.move + 1}: ${m.accepted ? "accepted" : "rejected"}, log ratio ${num(m.log_ratio)}`,
-    }, m.accepted ? "✓" : "✗"));
-    this.movesLine.replaceChildren(el("span", { className: "sr" }, "Moves, accepted or rejected: "), ...signs);
+    const signs = state.moves.slice(-MARKS).map((m) => {
+      const how = verdict(m);
+      const said = how === "unchanged" ? "unchanged, the proposal was the same text" : `${how}, log ratio ${num(m.log_ratio)}`;
+      const title = `block ${m.block + 1}, move ${m.move + 1}: ${said}`;
+      return el("i", { className: how, title, "aria-hidden": "true" }, MOVES[how]);
+    });
+    const said = el("span", { className: "verdicts" }, el("span", { className: "sr" }, "Moves: "), verdicts(state.moves).join(" · "));
+    this.movesLine.replaceChildren(said, el("span", { className: "signs" }, ...signs));
   }
 
   paintSparks(state) {
@@ -312,13 +325,13 @@ export class Column {
     const end = summary(done);
     const grade = gradeOf(done);
     this.result.classList.add(grade || "plain");
-    const parts = [`${end.passes} passes`];
+    const parts = [...(grade ? [grade] : []), `${end.passes} passes`];
     if (end.latent) parts.push(`${end.latent} latent`);
     parts.push(`${num(end.seconds, 1)} s`);
     if (!grade || grade === "truncated" || done.reason !== "eos") parts.push(end.reason);
     this.result.append(
       el("b", {}, `${grade ? `${SIGNS[grade] || ""} ` : ""}${end.answer ?? "no answer read"}`),
-      el("span", { className: "muted" }, `${grade ? `${grade} · ` : ""}${parts.join(" · ")}`));
+      el("span", { className: "muted" }, ...parts.flatMap((part, i) => [i ? " · " : "", el("span", {}, part)])));
   }
 
   // -- for others -------------------------------------------------------------------------------

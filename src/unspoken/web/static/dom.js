@@ -42,17 +42,48 @@ export function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-/** Calls `work` in the next frame, once however often it is asked; also in a tab that is not seen. */
+const SHARE = 0.03; // of the time, for drawing what comes by itself: the model may need the same processor
+const LONGEST = 500; // milliseconds between two such drawings, however long they take
+
+/**
+ * Calls `work` in a frame, once however often it is asked; again in the next one if it says that more is to be done.
+ * `now` is for what the user does; `soon` for what comes by itself, and leaves a pause that grows with what drawing costs.
+ * Also in a tab that is not seen.
+ */
 export function frames(work) {
   let asked = false;
+  let waiting = 0; // the timer of a pause
+  let rest = 0; // when the pause ends
+  let spent = 0; // milliseconds, over frames that belong together
+  let began = 0;
+  let more = false;
+  const drawn = new MessageChannel(); // a message comes after the frame's layout and paint
+  drawn.port1.onmessage = () => {
+    spent += performance.now() - began;
+    if (more) return;
+    rest = performance.now() + Math.min(LONGEST, spent / SHARE);
+    spent = 0;
+  };
   const run = () => {
     asked = false;
-    work();
+    clearTimeout(waiting);
+    waiting = 0;
+    began = performance.now();
+    more = work();
+    drawn.port2.postMessage(null);
+    if (more) now();
   };
-  return () => {
+  const now = () => {
     if (asked) return;
     asked = true;
     if (document.hidden) setTimeout(run, 200);
     else requestAnimationFrame(run);
   };
+  const soon = () => {
+    if (asked || waiting) return;
+    const pause = rest - performance.now();
+    if (pause > 0) waiting = setTimeout(now, pause);
+    else now();
+  };
+  return { now, soon };
 }

@@ -15,7 +15,7 @@ export function emptyState() {
     rewinds: 0,
     dirty: 0, // steps before this place are as they were at the last look
     cut: null, // the text a move has taken away and not yet decided about
-    rejected: false, // whether what comes next rewinds a refused proposal
+    next: "cut", // why what the next rewind takes back is gone
   };
 }
 
@@ -43,12 +43,12 @@ function rewind(state, to) {
     mark.runs.push(...other.runs);
     state.marks.delete(place);
   }
-  const run = { steps, why: state.rejected ? "rejected" : "cut" };
+  const run = { steps, why: state.next };
   mark.runs.push(run);
   mark.count += 1;
   state.marks.set(to, mark);
-  state.cut = state.rejected ? state.cut : { mark, run };
-  state.rejected = false;
+  state.cut = state.next === "rejected" ? state.cut : { mark, run };
+  state.next = "cut";
 }
 
 function note(state, { name, value }) {
@@ -57,18 +57,33 @@ function note(state, { name, value }) {
   state.moves.push(value);
   const { cut } = state;
   state.cut = null;
-  if (value.accepted) {
+  const how = verdict(value);
+  if (how === "accepted") {
     if (cut) cut.run.why = "replaced";
     return;
   }
-  state.rejected = true;
+  if (!cut && how === "unchanged") return; // known to be the same before it was written
+  state.next = how;
   if (!cut) return;
-  // The text that was cut comes back: it was not given up, so no mark may strike it.
+  // The text that was cut is there again: it was not given up, so no mark may strike it.
   const { mark, run } = cut;
   mark.runs.splice(mark.runs.indexOf(run), 1);
   mark.count -= 1;
   state.dirty = Math.min(state.dirty, mark.to);
   if (!mark.count) state.marks.delete(mark.to);
+}
+
+/** What became of a move: "accepted", "rejected", or "unchanged" where the proposal was the present text itself. */
+export function verdict({ accepted, apart, length, log_ratio: ratio }) {
+  if (!accepted) return "rejected";
+  return ratio === 0 && apart >= length ? "unchanged" : "accepted";
+}
+
+/** How many moves ended in each way, in words: "2 accepted", "8 unchanged". */
+export function verdicts(moves) {
+  const found = { accepted: 0, rejected: 0, unchanged: 0 };
+  for (const move of moves) found[verdict(move)] += 1;
+  return Object.entries(found).filter(([, n]) => n).map(([how, n]) => `${n} ${how}`);
 }
 
 /** The number of places at which a record can be looked at: one after each step event. */
@@ -134,7 +149,6 @@ export function status(state) {
     const move = moves[moves.length - 1];
     const of = blocks(fields, start.max_new_tokens);
     parts.push(`block ${move.block + 1}${of ? `/${of}` : ""}`, `move ${move.move + 1}`);
-    parts.push(`${moves.filter((m) => m.accepted).length} of ${moves.length} accepted`);
   }
   if (!step) return parts.length || done ? parts : ["reading the prompt"];
   if (done) return [...parts, ...counts(steps)];

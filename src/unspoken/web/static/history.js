@@ -30,7 +30,7 @@ export function makeHistory(lab) {
   function item(run) {
     const name = typeof run.strategy === "string" ? run.strategy : run.strategy?.name || "";
     const grade = typeof run.grade === "string" ? run.grade : run.grade?.status;
-    const meta = [when(run.time), `seed ${run.seed}`, grade || run.reason].filter(Boolean).join(" · ");
+    const meta = [when(run.time), seedOf(run.seed), grade || run.reason].filter(Boolean).join(" · ");
     const row = el("li", {},
       el("div", {}, el("b", {}, name), el("span", { className: "muted small" }, meta)),
       el("p", {}, run.prompt || ""), el("p", { className: "muted" }, run.text || ""),
@@ -70,6 +70,9 @@ export function makeHistory(lab) {
   });
   $("history-more").addEventListener("click", more);
 }
+
+// A larger one has lost digits on its way into a number.
+const seedOf = (seed) => `seed ${Number.isSafeInteger(seed) ? seed : `about ${seed}`}`;
 
 function when(time) {
   if (time === undefined || time === null) return "";

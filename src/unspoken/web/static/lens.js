@@ -129,6 +129,7 @@ function colour() {
   for (const cell of $("lens").querySelectorAll("td")) {
     const shade = shades[Number(cell.dataset.l)][Number(cell.dataset.i)];
     cell.style.setProperty("--v", shade === null ? "0" : shade.toFixed(3));
+    cell.dataset.n = num(grid.values[metric][Number(cell.dataset.l)][Number(cell.dataset.i)], 2);
   }
   $("lens-legend").replaceChildren(el("span", {}, num(low)), el("i", { "aria-hidden": "true" }), el("span", {}, num(high)));
   $("lens-legend").setAttribute("aria-label", `Scale from ${num(low)} to ${num(high)}`);

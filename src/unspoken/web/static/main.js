@@ -5,16 +5,18 @@ import { Column } from "./column.js";
 import { $, download, el, frames, say } from "./dom.js";
 import { strategyOf } from "./fold.js";
 import { makeHistory } from "./history.js";
+import { askForKey } from "./key.js";
 import { watchKeys } from "./keys.js";
 import * as lens from "./lens.js";
 import { picture } from "./png.js";
 import { toCsv, toJson } from "./records.js";
 import { makeScrub } from "./scrub.js";
-import { decode, encode } from "./share.js";
+import { decode, encode, remark } from "./share.js";
 import { call } from "./stream.js";
 import { makeTheme, seenTheme } from "./theme.js";
 
 const MOST_COLUMNS = 4;
+const FIGURES = 500; // milliseconds between two drawings of figures and charts in a run
 const WRITING = 8; // milliseconds of a frame in which columns are drawn
 const FIRST = ["soft", "cot"]; // the columns of a new page
 
@@ -26,12 +28,9 @@ class Lab {
     this.session = Math.random().toString(36).slice(2, 12);
     this.turn = 0; // the column that is drawn first
     this.asked = 0; // how often drawing was asked for; each column knows when it was last drawn
-    const next = frames(() => this.frame());
-    this.draw = () => {
-      this.asked += 1;
-      next();
-    };
-    this.goOn = next;
+    this.hasty = false; // whether the next drawing is one that the user waits for
+    this.figured = 0; // when figures and charts were last drawn
+    this.drawing = frames(() => this.frame());
     this.theme = seenTheme;
     this.ask = makeAsk(this);
     this.scrub = makeScrub(this);
@@ -42,18 +41,37 @@ class Lab {
     addEventListener("hashchange", () => this.open(decode(location.hash)));
   }
 
+  /** Draw at once, for what the user does. */
+  draw() {
+    this.asked += 1;
+    this.hasty = true;
+    this.drawing.now();
+  }
+
+  /** Draw what has come, when the processor can be spared. */
+  follow() {
+    this.asked += 1;
+    this.drawing.soon();
+  }
+
   async begin() {
+    $("retry").hidden = true;
     try {
       const [status, strategies] = await Promise.all([call("/api/model-status"), call("/api/strategies")]);
+      this.model = status.name;
       $("model").textContent = [status.name, status.dtype, status.device].filter(Boolean).join(" · ");
       this.endIds = status.eos_ids || [];
       this.strategies = Array.isArray(strategies) ? strategies : strategies.strategies;
     } catch (error) {
-      if (error.status === 401) askForKey();
       $("model").textContent = "no model";
-      $("general-error").textContent = `${error.message} ${error.hint}`;
+      if (error.status === 401) askForKey(() => this.begin());
+      else {
+        $("general-error").textContent = `${error.message} ${error.hint}`.trim();
+        $("retry").hidden = false;
+      }
       return;
     }
+    $("general-error").textContent = "";
     this.open(decode(location.hash) || { columns: [] });
     document.documentElement.dataset.ready = "yes";
   }
@@ -61,11 +79,13 @@ class Lab {
   /** Take the parameters of a shared address. */
   open(state) {
     if (!state) return;
-    this.ask.fill(state);
+    const whole = state.left && !state.damaged; // an address leaves out what is empty
+    this.ask.fill(whole ? { system: "", gold: "", stop: [], depth: "", ...state } : state);
     for (const column of [...this.columns]) this.remove(column, true);
     const known = this.strategies.map((s) => s.name);
     const columns = state.columns.length ? state.columns : FIRST.filter((n) => known.includes(n)).map((name) => ({ name }));
     for (const { name, fields } of columns.length ? columns : [{ name: known[0] }]) this.add(name, fields);
+    $("general-error").textContent = state.left ? remark(state, this.model) : "";
   }
 
   add(name, fields) {
@@ -107,8 +127,12 @@ class Lab {
   }
 
   run() {
+    if (!this.strategies.length) {
+      this.begin(); // the server could not be asked before; perhaps it can now
+      return;
+    }
     this.shared = this.ask.check();
-    if (!this.shared || !this.strategies.length) return;
+    if (!this.shared) return;
     this.scrub.live();
     lens.close();
     say("Running");
@@ -121,7 +145,7 @@ class Lab {
   }
 
   refused(error, general) {
-    if (error.status === 401) askForKey();
+    if (error.status === 401) askForKey(() => {});
     if (Object.keys(general).length) this.ask.explain(general);
   }
 
@@ -176,7 +200,9 @@ class Lab {
   }
 
   async share() {
-    const fragment = encode({ ...this.ask.state, columns: this.columns.map((c) => c.config) });
+    const shared = this.ask.shared();
+    if (!shared) return;
+    const fragment = encode({ ...shared, model: this.model, columns: this.columns.map((c) => c.config) });
     history.replaceState(null, "", fragment);
     let said = "The address has it";
     try {
@@ -190,8 +216,10 @@ class Lab {
     setTimeout(() => ($("share").textContent = "Share"), 1800);
   }
 
+  /** One frame's writing; whether more is to be done in the next. */
   frame() {
     let more = this.scrub.advance();
+    const figures = this.hasty || !this.running || performance.now() - this.figured > FIGURES;
     // As many columns as fit into a part of the frame, the next ones first in the next: no frame lays out all of them
     // when each has much to show.
     const until = performance.now() + WRITING;
@@ -200,32 +228,30 @@ class Lab {
     for (const column of due) {
       if (written && performance.now() > until) break;
       written += 1;
-      column.pending = !column.frame();
+      column.pending = !column.frame(figures);
       column.settle();
       column.seen = this.asked;
     }
     this.turn = (this.turn + written) % Math.max(1, this.columns.length);
     more = more || this.columns.some((column) => column.pending || column.seen !== this.asked);
-    this.scrub.paint();
+    if (figures) {
+      this.scrub.paint();
+      if (!more) this.hasty = false;
+      if (!more) this.figured = performance.now();
+    } else {
+      this.later ||= setTimeout(() => {
+        this.later = 0;
+        this.follow();
+      }, FIGURES);
+    }
     const running = this.running;
     if (running !== this.wasRunning) {
       this.wasRunning = running;
       $("stop-all").disabled = !running;
       document.documentElement.classList.toggle("running", running);
     }
-    if (more) this.goOn();
+    return more;
   }
-}
-
-function askForKey() {
-  const dialog = $("key");
-  if (dialog.open) return;
-  dialog.addEventListener("close", () => {
-    if (!$("key-value").value) return;
-    sessionStorage.setItem("unspoken.key", $("key-value").value);
-    location.reload();
-  }, { once: true });
-  dialog.showModal();
 }
 
 function menus(lab) {
@@ -260,6 +286,7 @@ function menus(lab) {
     });
   }
   $("share").addEventListener("click", () => lab.share());
+  $("retry").addEventListener("click", () => lab.begin());
   $("add").addEventListener("click", () => {
     const used = lab.columns.map((c) => c.strategy.name);
     const next = lab.strategies.find((s) => !used.includes(s.name)) || lab.strategies[0];

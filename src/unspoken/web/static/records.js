@@ -16,14 +16,17 @@ const COLUMNS = [
   "sampled_logprob", "rank", "entropy", "end_prob", "norm_ratio", "fed",
 ];
 
-// A text is written as a JSON string: blanks stay visible, and no cell starts as a spreadsheet's formula.
-const quote = (text) => `"${JSON.stringify(text).replaceAll('"', '""')}"`;
+const FORMULA = /^[=+\-@\t\r].*[(!|]/s; // what a spreadsheet may compute, or call a program by; "=" and "+5" are texts
 const cell = (value) => {
   if (value === null || value === undefined) return "";
-  return typeof value === "number" ? String(value) : quote(value);
+  if (typeof value === "number") return String(value);
+  return `"${(FORMULA.test(value) ? `'${value}` : value).replaceAll('"', '""')}"`;
 };
 
-/** The steps that were kept, one line each; `fed` lists text and weight of what a soft step was made of. */
+/**
+ * The steps that were kept, one line each, texts as they are (RFC 4180). `fed` alone is JSON: text and weight of what a
+ * soft step was made of.
+ */
 export function toCsv(runs) {
   const lines = [COLUMNS.join(",")];
   runs.forEach(({ start, steps }, i) => {

@@ -10,6 +10,7 @@ const WHY = {
   cut: "taken back",
   rejected: "proposal rejected",
   replaced: "replaced by an accepted proposal",
+  unchanged: "proposed again, the same text",
 };
 
 export class StepsView {

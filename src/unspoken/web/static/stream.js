@@ -1,6 +1,7 @@
 // Talking to the server: JSON calls, and one stream of events.
 import { createParser } from "./sse.js";
 
+const KEY = "unspoken.key";
 const READING = 8; // milliseconds of reading after which others have their turn
 
 /** What the server refused: its sentence, its hint, and sentences by field. */
@@ -15,12 +16,31 @@ export class ApiError extends Error {
   }
 }
 
-const key = () => sessionStorage.getItem("unspoken.key");
+let key = ""; // for a server that asks for one; kept for this tab, where there is storage
+try {
+  key = sessionStorage.getItem(KEY) || "";
+} catch {
+  // no storage, or no browser
+}
+
+/** Whether a key was given. */
+export const hasKey = () => key !== "";
+
+/** Send this key from now on; an empty one sends none. */
+export function setKey(value) {
+  key = value;
+  try {
+    if (value) sessionStorage.setItem(KEY, value);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // no storage: the key is asked for again when the page is loaded again
+  }
+}
 
 function headers(body) {
   const out = {};
   if (body !== undefined) out["Content-Type"] = "application/json";
-  if (key()) out.Authorization = `Bearer ${key()}`;
+  if (key) out.Authorization = `Bearer ${key}`;
   return out;
 }
 
