@@ -42,6 +42,8 @@ def chat(folder: Path, where: Path) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         cwd=where,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        # Tests that run in the background inherit that interruptions are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
