@@ -125,7 +125,7 @@ def test_eval_records_the_depth_and_refuses_to_go_on_with_another(
     config = json.loads(Path("full/run.json").read_text(encoding="utf-8"))["config"]
     assert "depth" not in config["model"] and config["depth"] == FULL
     warnings = " ".join(compare("full", "shallow").warnings)
-    assert "shallow and full differ in depth ('first 1 of 2 blocks' against None)" in warnings
+    assert "different depths: full is the full model, shallow is first 1 of 2 blocks." in warnings
     # Without a folder of their own, depths do not share one.
     for other in ([], ["--depth", "1"], ["--depth", "0+last"], ["--depth", "2"]):
         assert main([*words, *other]) == 0

@@ -259,9 +259,15 @@ def completion_logprobs(
         best = {text(i): lp for i, lp in likeliest(step, temperature, count)}
         return {**best, text(step.token_id): step.logprob}
 
+    def offset(token: Token) -> int:
+        # Bytes that turn out to begin no letter are given out with the token after them, before its own text.
+        assert token.step.token_id is not None
+        own = text(token.step.token_id)
+        return token.begin + (len(token.step.text) - len(own) if own and token.step.text.endswith(own) else 0)
+
     return {
         "tokens": [text(t.step.token_id) for t in tokens if t.step.token_id is not None],
         "token_logprobs": [t.step.logprob for t in tokens],
         "top_logprobs": [top(t.step) for t in tokens],
-        "text_offset": [t.begin for t in tokens],
+        "text_offset": [offset(t) for t in tokens],
     }
