@@ -309,7 +309,7 @@ def test_closing_ends_all_as_cancelled_and_refuses_more(lm: CausalLM) -> None:
 def test_a_reader_that_falls_too_far_behind_is_given_up(
     lm: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unspoken.web.jobs.MOST_UNREAD", 5)
+    monkeypatch.setattr("unspoken.web._job.MOST_UNREAD", 5)
 
     async def body(engine: GatedEngine) -> None:
         job = engine.submit(request("a", tokens=400), "a")

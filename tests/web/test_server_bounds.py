@@ -179,7 +179,7 @@ def test_choices_take_one_place_together(lm: CausalLM) -> None:
 
 def test_every_choice_is_read_while_it_runs(lm: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for its reader would be given up for being too far behind."""
-    monkeypatch.setattr("unspoken.web.jobs.MOST_UNREAD", 60)
+    monkeypatch.setattr("unspoken.web._job.MOST_UNREAD", 60)
     with serving(SlowEngine(lm, batch_size=4)) as base:
         body = {"model": "tiny", "prompt": "a", "max_tokens": 150, "n": 4, "temperature": 0.1}
         response = post(base, "/v1/completions", body)

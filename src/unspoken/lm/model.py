@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,14 +18,13 @@ from unspoken.lm import checkpoint, sources
 from unspoken.lm.anatomy import find_anatomy, text_config
 from unspoken.lm.depth import Depth, Kept
 from unspoken.lm.placement import DTYPES, device_of, dtype_of
+from unspoken.lm.prompts import Prompt, as_prompts
 from unspoken.lm.tokens import Tokens
 from unspoken.lm.view import shared_view
-from unspoken.types import Event, Generation, Message, Trace, fold
+from unspoken.types import Event, Generation, Trace, fold
 
 if TYPE_CHECKING:
     from unspoken.decoding._base import Strategy
-
-Prompt = str | Sequence[Message] | Sequence[int]
 
 ATTENTION = ("sdpa", "eager")
 _SAMPLED_ELEMENTS = 32
@@ -394,30 +392,3 @@ class CausalLM:
         for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             values.pop(name, None)  # where it was read from and by what, not what it is
         return json.dumps(values, sort_keys=True, default=str)
-
-
-def as_prompts(prompts: Prompt | Iterable[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts as a list, and whether many were given.
-
-    A string, a list of mappings (messages) and a list of integers (ids) are one prompt each; any other
-    list holds prompts.
-    """
-    if isinstance(prompts, str):
-        return [prompts], False
-    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
-        raise ConfigError(
-            f"A prompt is a string, a list of messages or a list of ids, not a {type(prompts).__name__}.",
-            "A single message goes in a list: [{'role': 'user', 'content': '...'}]",
-        )
-    items: list[Any] = prompts.tolist() if isinstance(prompts, Tensor) else list(prompts)
-    if items and all(isinstance(item, Mapping) for item in items):
-        return [items], False
-    if items and all(isinstance(item, Integral) for item in items):
-        return [items], False
-    for number, item in enumerate(items):
-        if not isinstance(item, (str, Sequence)):
-            raise ConfigError(
-                f"Item {number} of the prompts is a {type(item).__name__}; each must be a string, a list of "
-                "messages or a list of ids."
-            )
-    return items, True

@@ -40,9 +40,10 @@ from unspoken.web._strategies import resolved
 if TYPE_CHECKING:
     from unspoken.decoding import Strategy
     from unspoken.lm.model import CausalLM
+    from unspoken.web._job import Job
     from unspoken.web._settings import Settings
     from unspoken.web._views import Views
-    from unspoken.web.jobs import Engine, Job
+    from unspoken.web.jobs import Engine
 
 Kind = Literal["chat", "completion"]
 

@@ -26,7 +26,8 @@ from unspoken.web.jobs import SERVER_FAULTS
 
 if TYPE_CHECKING:
     from unspoken.web._history import History
-    from unspoken.web.jobs import Engine, Job
+    from unspoken.web._job import Job
+    from unspoken.web.jobs import Engine
 
 T = TypeVar("T")
 Message = tuple[str, str]
