@@ -157,8 +157,8 @@ class Lens:
             replay=replay,
         )
 
-    def _unembed(self, hidden: Tensor) -> Tensor:
-        return self.lm.unembed(self.lm.anatomy.norm(hidden))
+    def _unembed(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        return self.lm.unembed(self.lm.anatomy.norm(hidden), out)
 
     def _replay(self, reading: Reading, states: States) -> float | None:
         """Mean difference of the recorded log-probabilities to those of this reading, in nats.

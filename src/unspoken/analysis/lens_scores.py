@@ -189,7 +189,7 @@ def _values(
 
     ask = Ask(metrics, 0, gold, gold.new_zeros(0), lm.vocab_size, rows_for(memory, lm.vocab_size))
     numbers = measure(
-        hidden, hidden, ask, transform=transform, unembed=lambda h: lm.unembed(lm.anatomy.norm(h))
+        hidden, hidden, ask, transform=transform, unembed=lambda h, out: lm.unembed(lm.anatomy.norm(h), out)
     )
     return numbers.values
 

@@ -54,6 +54,13 @@ class Anatomy:
         """From the head's output to the model's logits, same shape."""
         return _transform(raw, self.scale, self.softcap)
 
+    def is_plain_product(self) -> bool:
+        """Whether the logits are states times the head's weights and nothing else (no bias, scale, cap or hook)."""
+        head = self.head
+        hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+        plain = type(head) is nn.Linear and head.bias is None and not hooked
+        return plain and self.scale == 1.0 and self.softcap is None
+
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """Find and prove the parts of a model. It must be in eval mode.

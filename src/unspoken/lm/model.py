@@ -241,8 +241,17 @@ class CausalLM:
         """[n, K] ids to [n, D]: in each dimension the largest of the K embeddings."""
         return self.embed(ids).amax(dim=1)
 
-    def unembed(self, hidden: Tensor) -> Tensor:
-        """Final hidden states [..., D], after the last norm, to logits [..., V], scaled and capped as by the model."""
+    def unembed(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Final hidden states [..., D], after the last norm, to logits [..., V], scaled and capped as by the model.
+
+        Args:
+            hidden: The states; [n, D] where `out` is given.
+            out: Memory [n, V] in the dtype of the logits, which is used where the head is a matrix product and nothing
+                else. Without gradients only.
+        """
+        if out is not None and self.anatomy.is_plain_product():
+            weight: Tensor = self.anatomy.head.weight  # type: ignore[assignment]
+            return torch.mm(hidden, weight.T, out=out)
         return self.anatomy.logits_transform(self.anatomy.head(hidden))
 
     # How deep it looks

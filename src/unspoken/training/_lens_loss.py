@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspoken.analysis._lens_metrics import summed
+from unspoken.analysis._lens_metrics import LEAST, summed
 from unspoken.analysis._translators import Translators
 
 # On a CPU a few rows of logits stay in the second-level cache while they are worked on.
@@ -65,7 +65,7 @@ class FinalLaw:
             part = slice(start, start + rows)
             logits = z[part].float()
             peak = logits.amax(-1, keepdim=True)
-            q = (logits - peak).exp_()
+            q = (logits - peak).clamp_(min=LEAST).exp_()
             total = q.sum(-1, keepdim=True)
             lse = (peak + total.log())[:, 0]
             q.div_(total)
