@@ -1,13 +1,14 @@
 """What the lab's page costs generation, against a plain reader of the same streams on the same two cores.
 
     python benchmarks/page.py                       # SmolLM2 float32, one column and four, about six minutes
-    python benchmarks/page.py --columns 1 --pairs 3 --trace page.json
+    python benchmarks/page.py --columns 4 --pairs 3
 
 `unspoken lab` runs as a process of its own. In each round the same requests, with the same seed, are read once by the
 page in Chromium, which draws every step, and once by threads that only read the bytes and count messages; which of
-them is first changes from round to round. Server, browser and reader share two cores. A round's tokens per second are
-the steps of all columns over the longest of the times that the server reports for them. Printed are the median of
-the rounds' ratios and their range, and the processor time that the browser and the reader took for each step.
+them is first changes from round to round. Server, browser and reader share two cores. Nothing is attached to the
+browser while the page reads: instruments would count as the page. A round's tokens per second are the steps of all
+columns over the longest of the times that the server reports for them. Printed are the median of the rounds' ratios
+and their range, and the processor time that the browser and the reader took for each step.
 
 Then the page alone, on the recorded streams of tests/web: the longest task while four columns of 500 steps come, all at
 once and one step in 4 ms, and while the slider jumps through them. `--columns` without a number leaves the first part
@@ -24,8 +25,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +43,10 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "soft", "k": 20, "min_end_prob": 1.0, "temperature": 1.0},
     {"name": "cot", "temperature": 1.1},
 )
+REST = 3.0  # seconds without work before either side: a machine that was idle may be faster for a while
 ARGUMENTS = (
-    "no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
+    "no-sandbox disable-gpu window-size=1440,900 no-first-run disable-background-networking "
+    "disable-component-update disable-sync"
 )
 
 
@@ -112,6 +117,7 @@ def plain(base: str, bodies: list[dict[str, Any]]) -> Taken:
     """All streams, read by a thread each."""
     ends: list[dict[str, Any]] = []
     threads = [threading.Thread(target=read, args=(base, body, ends)) for body in bodies]
+    time.sleep(REST)
     before = time.process_time()
     for thread in threads:
         thread.start()
@@ -120,46 +126,93 @@ def plain(base: str, bodies: list[dict[str, Any]]) -> Taken:
     return taken(ends, time.process_time() - before)
 
 
+@contextmanager
+def chromium(program: str) -> Iterator[str]:
+    """The address at which a Chromium of its own, with a new profile, can be attached to."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [program, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+        command += [f"--{argument}" for argument in ARGUMENTS.split()]
+        process = subprocess.Popen([*command, "about:blank"], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if found := re.search(r"ws://([\w.:]+)/", line):
+                    break
+            else:
+                raise SystemExit("Chromium did not start.")
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield f"http://{found[1]}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
 class Page:
-    """The lab's page in a browser.
+    """The lab's page in a browser that is attached to for a moment at a time.
 
     Args:
-        browser: Playwright's.
+        driver: Playwright's.
+        browser: The address to attach to.
         base: The lab's address.
         columns: Strategies with their fields.
         steps: Most steps of each.
     """
 
-    def __init__(self, browser: Any, base: str, columns: list[dict[str, Any]], steps: int) -> None:
+    def __init__(
+        self, driver: Any, browser: str, base: str, columns: list[dict[str, Any]], steps: int
+    ) -> None:
+        self.driver, self.browser, self.base = driver, browser, base
         state = {"prompt": PROMPT, "seed": 1, "max_new_tokens": steps, "columns": columns}
-        self.context = browser.new_context(viewport={"width": 1440, "height": 900})
-        self.page = self.context.new_page()
-        self.asked: list[dict[str, Any]] = []
-        self.page.on("request", self._seen)
-        self.page.goto(f"{base}/#lab={quote(json.dumps(state))}")
-        self.page.wait_for_selector("html[data-ready]")
+        with self.attached() as page:
+            page.goto("about:blank")  # an address that differs after # alone loads nothing
+            page.goto(f"{base}/#lab={quote(json.dumps(state))}")
+            page.wait_for_selector("html[data-ready]")
 
-    def _seen(self, request: Any) -> None:
-        if request.url.endswith("/api/stream"):
-            self.asked.append(request.post_data_json)
+    @contextmanager
+    def attached(self) -> Iterator[Any]:
+        """Playwright's view of the page."""
+        browser = self.driver.chromium.connect_over_cdp(self.browser)
+        try:
+            yield browser.contexts[0].pages[0]
+        finally:
+            browser.close()  # of what was attached to: detaches
+
+    def bodies(self) -> list[dict[str, Any]]:
+        """Run all columns once, attached, and give the requests that they make."""
+        asked: list[dict[str, Any]] = []
+        with self.attached() as page:
+            page.on(
+                "request", lambda r: asked.append(r.post_data_json) if r.url.endswith("/api/stream") else None
+            )
+            page.press("#prompt", "Enter")
+            page.wait_for_function(DRAWN, polling=1000, timeout=600_000)
+        return [{**body, "id": None} for body in asked]
 
     def run(self) -> Taken:
         """Run all columns and wait until they are drawn to their ends."""
-        time.sleep(1.0)
-        self.asked.clear()
+        with self.attached() as page:
+            page.focus("#prompt")
+            page.evaluate(f"setTimeout(() => document.querySelector('#run').click(), {1000 * REST})")
         before = processor_of_children()
-        self.page.press("#prompt", "Enter")
-        time.sleep(1.0)  # nothing asks the page while it works
-        self.page.wait_for_function(
-            "() => [...document.querySelectorAll('.column')].every(c => c.querySelector('.result b'))",
-            polling=1000,
-            timeout=600_000,
-        )
+        time.sleep(REST + 2.0)
+        while busy(self.base):
+            time.sleep(1.0)
+        time.sleep(1.0)
         spent = processor_of_children() - before
-        return taken(
-            self.page.evaluate("[...document.querySelectorAll('.column')].map(c => c.column.state.done)"),
-            spent,
-        )
+        with self.attached() as page:
+            page.wait_for_function(DRAWN, timeout=60_000)
+            done = "[...document.querySelectorAll('.column')].map(c => c.column.state.done)"
+            return taken(page.evaluate(done), spent)
+
+
+DRAWN = "() => [...document.querySelectorAll('.column')].every(c => c.querySelector('.result b'))"
+
+
+def busy(base: str) -> bool:
+    """Whether a row is running or waiting in the lab."""
+    with urllib.request.urlopen(f"{base}/healthz") as response:
+        health = json.load(response)
+    return bool(health["running"] or health["waiting"])
 
 
 def processor_of_children() -> float:
@@ -184,12 +237,13 @@ def processor_of_children() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def rounds(browser: Any, base: str, count: int, pairs: int, steps: int) -> list[tuple[Taken, Taken]]:
+def rounds(
+    driver: Any, browser: str, base: str, count: int, pairs: int, steps: int
+) -> list[tuple[Taken, Taken]]:
     """The page and the plain reader, taking turns at being first."""
     columns = [{**c, "T_e": steps // 2} if c["name"] == "soft" else c for c in COLUMNS[:count]]
-    page = Page(browser, base, columns, steps)
-    page.run()  # once, to warm up, and for the bodies
-    bodies = [{**body, "id": None} for body in page.asked]
+    page = Page(driver, browser, base, columns, steps)
+    bodies = page.bodies()
     found = []
     for i in range(pairs):
         if i % 2:
@@ -200,7 +254,6 @@ def rounds(browser: Any, base: str, count: int, pairs: int, steps: int) -> list[
             bare = plain(base, bodies)
         found.append((drawn, bare))
         print(f"  round {i + 1}: page {drawn.rate:.2f}, reader {bare.rate:.2f} steps/s", file=sys.stderr)
-    page.context.close()
     return found
 
 
@@ -225,7 +278,7 @@ LONG_TASKS = """() => {
 }"""
 
 
-def recorded(browser: Any, pace: float, repeats: int) -> None:
+def recorded(driver: Any, browser: str, pace: float, repeats: int) -> None:
     """Four columns of 500 recorded steps with 20 candidates each, `pace` seconds a step; print the longest tasks."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "web"))
     import fake_lab
@@ -239,15 +292,17 @@ def recorded(browser: Any, pace: float, repeats: int) -> None:
         server.recordings[name] = run | {"events": fake_runs.soft(500, 20) if name == "soft" else words}
     longest = []
     for _ in range(repeats):
-        page = Page(browser, server.address, [{"name": name} for name in ("soft", "cot", "soft", "cot")], 700)
-        page.page.evaluate(LONG_TASKS)
-        page.run()
-        for tick in (250, 20, 499, 500):
-            move = "(s, t) => { s.value = t; s.dispatchEvent(new Event('input')); }"
-            page.page.locator("#scrub").evaluate(move, tick)
-            page.page.wait_for_timeout(500)
-        longest.append(max(page.page.evaluate("window.tasks"), default=0))
-        page.context.close()
+        names = ("soft", "cot", "soft", "cot")
+        opened = Page(driver, browser, server.address, [{"name": name} for name in names], 700)
+        with opened.attached() as page:
+            page.evaluate(LONG_TASKS)
+            page.press("#prompt", "Enter")
+            page.wait_for_function(DRAWN, polling=1000, timeout=60_000)
+            for tick in (250, 20, 499, 500):
+                move = "(s, t) => { s.value = t; s.dispatchEvent(new Event('input')); }"
+                page.locator("#scrub").evaluate(move, tick)
+                page.wait_for_timeout(500)
+            longest.append(max(page.evaluate("window.tasks"), default=0))
     server.shutdown()
     server.server_close()
     how = f"a step in {1000 * pace:.0f} ms" if pace else "all at once"
@@ -264,7 +319,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--recorded", type=int, default=3, help="repetitions of the second part")
-    parser.add_argument("--trace", help="write a trace of the browser here, for its performance panel")
     options = parser.parse_args()
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
@@ -274,21 +328,14 @@ def main() -> None:
 
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as driver:
-        flags = [f"--{argument}" for argument in ARGUMENTS.split()]
-        browser = driver.chromium.launch(executable_path=program, args=flags)
-        if options.trace:
-            browser.start_tracing(path=options.trace)
+    with sync_playwright() as driver, chromium(program) as browser:
         if options.columns:
             with lab(options.model, options.dtype) as base:
                 for count in options.columns:
-                    tell(count, rounds(browser, base, count, options.pairs, options.steps))
+                    tell(count, rounds(driver, browser, base, count, options.pairs, options.steps))
         if options.recorded:
             for pace in (0.0, 0.004):
-                recorded(browser, pace, options.recorded)
-        if options.trace:
-            browser.stop_tracing()
-        browser.close()
+                recorded(driver, browser, pace, options.recorded)
 
 
 if __name__ == "__main__":

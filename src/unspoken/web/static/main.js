@@ -16,8 +16,8 @@ import { call } from "./stream.js";
 import { makeTheme, seenTheme } from "./theme.js";
 
 const MOST_COLUMNS = 4;
-const FIGURES = 500; // milliseconds between two drawings of figures and charts in a run
-const WRITING = 8; // milliseconds of a frame in which columns are drawn
+const FIGURES = 1000; // milliseconds between two drawings of figures and charts in a run
+const WRITING = 12; // milliseconds of a frame in which columns are drawn
 const FIRST = ["soft", "cot"]; // the columns of a new page
 
 class Lab {
@@ -229,9 +229,9 @@ class Lab {
       if (written && performance.now() > until) break;
       written += 1;
       column.pending = !column.frame(figures);
-      column.settle();
       column.seen = this.asked;
     }
+    for (const column of due.slice(0, written)) column.settle(); // reads the layout: once all of them are written
     this.turn = (this.turn + written) % Math.max(1, this.columns.length);
     more = more || this.columns.some((column) => column.pending || column.seen !== this.asked);
     if (figures) {
