@@ -344,6 +344,30 @@ class TestResults:
         assert main(["show", str(file)]) == 0
 
 
+@pytest.mark.parametrize("command", ["eval", "sweep"])
+def test_a_missing_file_is_told_before_the_model_is_loaded(
+    command: str,
+    tiny_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = {"eval": "evaluate", "sweep": "sweep"}[command]
+    monkeypatch.setattr(f"unspoken.cli.{module}.load_model", lambda _: pytest.fail("the model was loaded"))
+    asked = ["cot"] if command == "eval" else ["--layers", "100"]
+    words = [
+        command,
+        "gsm8k",
+        *asked,
+        "-m",
+        str(tiny_folder("llama")),
+        "--data",
+        str(tmp_path / "none.jsonl"),
+    ]
+    assert main(words) != 0
+    assert "none.jsonl" in capsys.readouterr().err
+
+
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out

@@ -150,6 +150,17 @@ def test_paired_difference_uses_the_pairing() -> None:
         stats.paired_difference(first, second[:-1], discordant=(0, 0))
 
 
+def test_pairs_that_never_differ_leave_a_width() -> None:
+    """24 of 24 pairs equal: a tenth of differing pairs would still be seen nowhere in one case of twelve."""
+    none = stats.paired_difference([0.0] * 24, [0.0] * 24, discordant=(0, 0))
+    bound = 1.959964**2 / (24 + 1.959964**2)  # Wilson's for 0 of 24, in closed form
+    assert none.mean == 0.0 and not none.found
+    assert (none.interval.low, none.interval.high) == pytest.approx((-bound, bound), abs=1e-6)
+    every = stats.paired_difference([0.0] * 24, [1.0] * 24, discordant=(0, 24))
+    assert (every.interval.low, every.interval.high) == pytest.approx((1 - 2 * bound, 1.0), abs=1e-6)
+    assert every.found
+
+
 def test_spread() -> None:
     assert stats.spread([1, 2, 3, 10]) == stats.Spread(4.0, 2.5, pytest.approx(4.08248, abs=1e-4), 1.0, 10.0)
     assert stats.spread([3]).std == 0.0

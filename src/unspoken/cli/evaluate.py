@@ -101,6 +101,7 @@ def _validate(task: Task) -> int:
 
 
 def _evaluate(options: EvalOptions, task: Task, strategy: Any) -> int:
+    task.examples()  # a file that is missing or cannot be read is told before the model is loaded
     lm = load_model(options)
     folder = Path(options.output) if options.output else _default_folder(options, lm, task, strategy)
     settings = {

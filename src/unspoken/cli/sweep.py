@@ -261,6 +261,7 @@ def _sweep(options: SweepOptions, task: Task, methods: dict[str, Any]) -> int:
     chosen = choose(grid, numbers)
     if options.list:
         return _list(chosen, root)
+    task.examples()  # a file that is missing or cannot be read is told before the model is loaded
     lm = load_model(options)
     shown = _Shown(options.quiet, len(chosen))
     try:

@@ -201,7 +201,7 @@ class Difference:
 
     Attributes:
         mean: Of the differences of the examples.
-        interval: Bootstrap over examples.
+        interval: Bootstrap over examples; from Wilson's bound where no example differs from another.
         n: Number of examples.
         p: Of the exact McNemar test.
         voted: Whether McNemar's test compared majority votes instead of single answers.
@@ -243,7 +243,7 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """The difference of two scores of the same examples, with a bootstrap interval over examples.
+    """The difference of two scores of the same examples, with an interval over examples.
 
     Args:
         first: One score an example: the share of its samples that are correct.
@@ -258,9 +258,22 @@ def paired_difference(
         ValueError: If there are no examples, or the lengths differ.
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    interval = bootstrap([[d] for d in differences], level=level, resamples=resamples, seed=seed)
+    if len(set(differences)) == 1:
+        interval = _of_equal_values(differences[0], len(differences), level)
+    else:
+        interval = bootstrap([[d] for d in differences], level=level, resamples=resamples, seed=seed)
     mean_difference = math.fsum(differences) / len(differences)
     return Difference(mean_difference, interval, len(differences), mcnemar(*discordant), voted)
+
+
+def _of_equal_values(value: float, n: int, level: float) -> Interval:
+    """The interval of a mean of values in [-1, 1] of which n have been seen, all of them `value`.
+
+    Resampling them would give no width at all. A share of others up to Wilson's bound for 0 of n is possible, and
+    those may lie at either end.
+    """
+    others = wilson(0, n, level).high
+    return Interval(value - others * (1 + value), value + others * (1 - value), level, "wilson")
 
 
 @dataclass(frozen=True, slots=True)
