@@ -91,6 +91,25 @@ def test_task_with_its_solution_and_two_lenses(
     assert "last block lens" in capsys.readouterr().out
 
 
+def test_a_narrow_table_cuts_texts_and_no_numbers(
+    tiny_folder: Folder,
+    problems: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["lens", "--task", "math500", "--data", str(problems), "--limit", "2", "-m"]
+    words += [str(tiny_folder("llama")), "-o", str(tmp_path), "--band", "bootstrap"]
+    tables = []
+    for columns in ("80", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setattr("unspoken.analysis.lens_grid.visible", lambda _text: "·" * 60)
+        assert main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        tables.append([line.split("%")[0].split() for line in lines if " to " in line and "%" in line][:-1])
+    assert tables[0] == tables[1] and len(tables[0]) >= 3
+
+
 def test_thoughts_that_were_never_sampled(tiny_folder: Folder, tmp_path: Path) -> None:
     words = [
         "lens",

@@ -186,6 +186,22 @@ def test_unembed_gives_the_models_logits_soft_cap_included(tiny_model: Any, tiny
     assert output.logits.abs().max() <= 0.5
 
 
+def test_unembed_uses_the_memory_it_is_given_only_where_the_head_is_a_product(
+    tiny_model: Any, tiny_lm: Tiny
+) -> None:
+    model, tokenizer = tiny_model("llama")
+    biased, hooked = copy.deepcopy(model), copy.deepcopy(model)
+    biased.lm_head.bias = torch.nn.Parameter(torch.arange(float(model.config.vocab_size)))
+    hooked.lm_head.register_forward_hook(lambda _m, _a, out: out + 1.0)
+    for changed, taken in ((model, True), (biased, False), (hooked, False)):
+        lm = CausalLM(changed, tokenizer)
+        hidden = torch.randn(5, lm.model.config.hidden_size)
+        out = torch.full((5, lm.vocab_size), torch.nan)
+        with torch.no_grad():
+            torch.testing.assert_close(lm.unembed(hidden, out), lm.unembed(hidden))
+        assert out.isnan().any() != taken
+
+
 # Running it
 
 
@@ -242,6 +258,8 @@ def test_without_a_strategy_the_models_own_is_used_or_one_is_asked_for(tiny_mode
     model, tokenizer = tiny_model("llama")
     with pytest.raises(ConfigError, match=r"un\.ChainOfThought\(\)"):
         CausalLM(model, tokenizer).generate("a")
+    with pytest.raises(ConfigError, match=r"un\.SoftThinking\(k=5\), not 'soft'"):
+        CausalLM(model, tokenizer).generate("a", "soft")  # type: ignore[call-overload]
     own: Any = Echo()
     assert CausalLM(model, tokenizer, strategy=own).generate("a").text == "a"  # type: ignore[union-attr]
 

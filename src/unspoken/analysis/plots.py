@@ -167,6 +167,8 @@ def curves(
                 axes.plot(a, v, marker=MARKERS[i % len(MARKERS)], markeredgecolor=colour, zorder=3, **rim)
         if hollow and any(map(any, hollow)):
             axes.plot([], [], marker="o", markeredgecolor=theme.ink, label=hollow_label, **rim)
+        if all(float(v).is_integer() for x in xs for v in x):
+            axes.locator_params(axis="x", integer=True)
         axes.set_ylim(0, 104)
         figure.legend(loc="outside right upper", frameon=False, labelcolor=theme.ink, handletextpad=0.4)
     return figure

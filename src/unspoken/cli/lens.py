@@ -41,6 +41,7 @@ METRICS = (
     "kl", "reverse_kl", "js", "entropy", "agreement", "overlap", "cross_entropy", "cosine", "norm_ratio",
     *(f"{token}_{kind}" for token in ("final", "gold", "answer") for kind in ("rank", "prob", "logprob")),
 )  # fmt: skip
+TOKEN_WIDTH = 16  # characters of a token in the table
 SMALL = ("kl", "entropy", "agreement", "final_rank", "answer_rank", "cosine")
 
 
@@ -327,24 +328,33 @@ class _Run:
         """The curve as a table: one line for each layer, the last at the bottom."""
         from unspoken.analysis.lens_grid import visible
 
+        def clipped(text: str) -> str:
+            return text if len(text) <= TOKEN_WIDTH else f"{text[: TOKEN_WIDTH - 1]}…"
+
         first = grids[0]
         names = [line.metric, *(name for name in SHOWN if name in first.values and name != line.metric)]
         means = {name: self._curve(grids, name).mean for name in names}
         read = f"{len(grids)} problems" if len(grids) > 1 else f"{len(first.positions)} positions"
         table = Table(title=Text(f"{first.model}, {first.lens.replace('_', ' ')} lens, {read}"), box=None)
-        table.add_column("block", justify="right")
-        for name in names:
-            table.add_column(name.replace("_", " "), justify="right")
-            if name == line.metric and len(grids) > 1:
-                table.add_column("band", justify="right", no_wrap=True)
-        table.add_column(Text(f"after {visible(first.tokens[-1])}"), no_wrap=True)
+        rows = []
         for row, layer in enumerate(first.layers.tolist()):
             cells = [_number(means[name][row]) for name in names]
             if len(grids) > 1:
                 cells.insert(1, f"{_number(line.low[row])} to {_number(line.high[row])}")
+            rows.append(["in" if layer < 0 else str(layer), *cells])
+        headers = ["block", *(name.replace("_", " ") for name in names)]
+        if len(grids) > 1:
+            headers.insert(2, "band")
+        for header, column in zip(headers, zip(*rows, strict=True), strict=True):
+            # Numbers are never cut: what narrows is the text beside them.
+            table.add_column(header, justify="right", min_width=max(map(len, (*column, *header.split()))))
+        table.add_column(Text(clipped(f"after {visible(first.tokens[-1])}")))
+        for layer, shown in zip(first.layers.tolist(), rows, strict=True):
             said, probability = first.top(layer, -1)[0]
-            best = Text(f"{visible(said)}  {100 * probability:.0f} %")
-            table.add_row("in" if layer < 0 else str(layer), *cells, best)
+            best = Text(
+                f"{100 * probability:3.0f} % {clipped(visible(said))}", no_wrap=True, overflow="ellipsis"
+            )
+            table.add_row(*shown, best)
         console = Console(highlight=False)
         console.print(table)
         kl = self._curve(grids, "kl")

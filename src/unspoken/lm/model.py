@@ -384,6 +384,11 @@ class CausalLM:
                 "No strategy was given, and this model remembers none.",
                 "Pass one: lm.generate(prompt, un.ChainOfThought())",
             )
+        if not hasattr(strategy, "stream"):
+            raise ConfigError(
+                f"A strategy is an object such as un.ChainOfThought() or un.SoftThinking(k=5), not {strategy!r}.",
+                "`unspoken list strategies` names them all.",
+            )
         return strategy.stream(
             self,
             prompts,
