@@ -111,12 +111,27 @@ def test_left_over_words_are_refused() -> None:
     assert "'there' is left over" in refused("hi", "there")
 
 
-def test_missing_argument_and_wrong_type_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in (([], "PROMPT"), (["hi", "--T_e", "many"], "--T-e")):
-        with pytest.raises(SystemExit) as leave:
-            parse(*words)
-        assert leave.value.code == 2
-        assert said in capsys.readouterr().err
+def test_missing_argument_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        parse()
+    assert leave.value.code == 2
+    assert "PROMPT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--T_total", "abc"], ["--T_total=abc"], ["--T_total", "-3a"]])
+def test_wrong_numbers_come_with_other_mistakes(words: list[str]) -> None:
+    message = refused("hi", *words, "--T-e", "1.5", "--mixture", "mixd")
+    value = words[-1].rpartition("=")[2]
+    assert f"--T_total must be an integer, not {value!r}." in message
+    assert "--T-e must be an integer, not '1.5'." in message
+    assert "--mixture must be one of 'plain', 'mixed', not 'mixd' (did you mean 'mixed'?)." in message
+    assert message.startswith("3 problems") and "Way" not in message
+
+
+def test_negative_and_unset_numbers_are_numbers() -> None:
+    assert parse("hi", "--T_e", "-5", "--T_total=None")[1] == Way(T_e=-5, T_total=None)
+    assert parse("hi", "--T_e=-5", "--T_total", "None")[1] == Way(T_e=-5, T_total=None)
+    assert "--T_e must be an integer, not 'None'." in refused("hi", "--T_e", "None")  # it has no unset state
 
 
 def test_help_shows_docstrings_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,12 +168,19 @@ def test_unknown_keys_and_wrong_types_of_the_file(tmp_path: Path) -> None:
     assert "T_e in the -c file must be an integer, not 'many'" in message
 
 
+def test_a_file_with_a_near_name_is_suggested(tmp_path: Path) -> None:
+    file = yaml(tmp_path, "T_e: 3\n")
+    assert f"Did you mean {file!r}?" in refused("hi", "-c", file.replace("options", "option"))
+    assert "Did you mean" not in refused("hi", "-c", yaml(tmp_path, "a: [\n"))  # it is there, and broken
+
+
 def test_file_for_another_command(tmp_path: Path) -> None:
     assert "is for the command 'eval'" in refused("hi", "-c", yaml(tmp_path, "command: eval\n"))
 
 
 def test_missing_file_and_missing_value() -> None:
-    assert "Cannot read" in refused("-c", "no-such-file.yaml")
+    assert "Cannot read" in (message := refused("-c", "no-such-file.yaml"))
+    assert "\n  -c names a YAML file of options" in message
     assert "-c needs a value" in refused("hi", "-c")
 
 

@@ -388,6 +388,29 @@ def test_list_presets_tells_what_each_sets(capsys: pytest.CaptureFixture[str]) -
         assert Internalize(preset=preset).preset == preset
 
 
+def test_another_strategys_or_tasks_folder_is_refused_by_that_name(
+    runs: tuple[Path, Path], tiny_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, strategy, said in (
+        ("arithmetic", "cot", "strategy is 'soft' there and 'cot' here."),
+        ("multiplication", "soft", "task is 'arithmetic' there and 'multiplication' here."),
+    ):
+        assert main(["eval", task, strategy, "-m", str(tiny_folder("llama")), "-o", str(runs[1])]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {runs[1]} holds another configuration: {said}\n"
+            "  Choose another --output, or add --force to move the old folder aside.\n"
+        )
+
+
+def test_runs_without_a_common_problem_get_a_next_step(
+    runs: tuple[Path, Path], tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "arithmetic", "cot", "-m", str(tiny_folder("llama")), "--n", "7", "--level", "0"]
+    assert main([*words, "--start", "6", "--max-new-tokens", "4", "-o", str(tmp_path / "run")]) == 0
+    assert main(["compare", str(runs[0]), str(tmp_path / "run")]) == 2
+    assert "Compare runs of the same problems" in capsys.readouterr().err
+
+
 def test_env_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
     out = capsys.readouterr().out

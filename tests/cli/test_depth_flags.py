@@ -14,7 +14,7 @@ from unspoken.cli._options import ModelOptions
 from unspoken.cli.main import main
 from unspoken.decoding.cot import ChainOfThought
 from unspoken.errors import ConfigError
-from unspoken.lm.depth import FULL, Depth
+from unspoken.lm.depth import FULL, SPECS, Depth
 
 Folder = Callable[[str], Path]
 
@@ -91,6 +91,16 @@ def test_a_depth_that_is_none_is_one_message(
     assert main(["generate", "cot", "hi", "-m", str(tiny_folder("llama")), *words]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "Traceback" not in err and "blocks" in err
+
+
+def test_a_depth_beyond_the_model_is_told_as_it_was_typed(
+    tiny_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "cot", "hi", "-m", str(tiny_folder("llama")), "--depth", "99"]) == 2
+    assert capsys.readouterr().err == (
+        "error: depth 99 asks for the first 99 blocks, but the model has 2; allowed are 1 to 2.\n"
+        f"  A depth is {SPECS}; 2 is the full model.\n"
+    )
 
 
 def test_eval_records_the_depth_and_refuses_to_go_on_with_another(

@@ -60,7 +60,24 @@ def test_a_task_that_only_generates(
     assert main(["show", str(out), "--status", "ungraded", "--text"]) == 0
     shown = capsys.readouterr().out
     assert "Name a bird." in shown and "(right:" not in shown
+    assert (
+        main(
+            [
+                "eval",
+                "arithmetic",
+                *words[2:5],
+                "--limit",
+                "1",
+                "--max-new-tokens",
+                "4",
+                "-o",
+                str(tmp_path / "one"),
+            ]
+        )
+        == 0
+    )
     for words, message in (
+        (["grade", str(tmp_path / "one")], f"Run: unspoken grade {tmp_path / 'one'} --grader default"),
         (["compare", str(out), str(out)], "not graded"),
         (["report", str(out), "-o", str(tmp_path / "report")], "not graded"),
         (["grade", str(out)], "only generates"),

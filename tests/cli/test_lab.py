@@ -101,6 +101,17 @@ def test_a_taken_port_offers_the_next_free_one(
             assert offered and int(offered[1]) > port
 
 
+def test_a_taken_port_is_told_before_torch_is_imported() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ["lab", "-m", "no/such-model-anywhere", "--port", str(taken.getsockname()[1])]
+        code = "import sys; from unspoken.cli.main import main\n"
+        code += f"assert main({words}) == 2 and 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "is in use" in done.stderr, done.stderr
+
+
 def test_the_usual_port_moves_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -60,6 +60,39 @@ def test_rewinds_are_visible() -> None:
     assert "back to step 1" in shown_by([Rewind(0, 1)])
 
 
+@pytest.mark.parametrize(
+    ("note", "shown"),
+    [
+        (
+            Note(0, "mcmc", {"block": 0, "move": 2, "accepted": True, "log_ratio": 0.4231, "cut": 3}),
+            "block 1, move 3: accepted, log ratio 0.42",
+        ),
+        (
+            Note(0, "mcmc", {"block": 1, "move": 0, "accepted": False, "log_ratio": -math.inf}),
+            "block 2, move 1: rejected, log ratio -inf",
+        ),
+        (
+            Note(0, "power", {"moves": 12, "acceptance": 0.583, "logprob": -41.31}),
+            "12 moves, 58 % accepted, log p -41.3",
+        ),
+        (Note(0, "power", {"moves": 0, "acceptance": 0.0, "logprob": -1.0}), "0 moves, log p -1.0"),
+        (Note(0, "power", {"mine": 0.123456}), "power: mine 0.123"),
+        (
+            Note(0, "vote", {"chosen": 2, "shares": [0.25, 0.75], "by": None}),
+            "vote: chosen 2, shares [0.25, 0.75], by None",
+        ),
+        (Note(0, "fillers", 3), "fillers: 3"),
+    ],
+)
+def test_notes_are_short_lines(note: Note, shown: str) -> None:
+    assert shown_by([note]) == f"[{shown}]\n"
+
+
+def test_a_long_note_is_cut() -> None:
+    shown = shown_by([Note(0, "smc", {f"key{i}": i for i in range(50)})])
+    assert shown.startswith("[smc: key0 0, key1 1, ") and shown.endswith("…]\n") and len(shown) == 103
+
+
 def test_plain_text_is_final_text_without_soft_steps() -> None:
     out = io.StringIO()
     feed(PlainViewer(out), [*EVENTS[:-1], Rewind(0, 4), Step(0, 4, "answer", "token", 7, "!"), EVENTS[-1]])

@@ -74,6 +74,27 @@ def test_python_dash_m() -> None:
         (["demo", "--limit", "0"], "limit must be at least 1"),
         (["demo", "--level", "9"], "level must be"),
         (["-c", "no-such.yaml"], "Cannot read"),
+        (["sweep", "-c", "no-such.yaml"], "-c names a YAML file of options"),
+        (["sweep", "arithmetic", "--layers", "-5", "3"], "--layers must be 0 or more, not -5: a layer is"),
+        (["sweep", "arithmetic", "--layer_idx", "-5"], "--layer-idx must be 0 or more, not -5: a layer is"),
+        (
+            ["generate", "cot", "hi", "--depth", "-5"],
+            "window:START:LENGTH, with blocks counted from 0, not '-5'",
+        ),
+        (
+            ["generate", "power", "hi", "--alpha", "0.5"],
+            "not 0.5: 1 is plain sampling at temperature 1; --max-swap",
+        ),
+        (
+            ["generate", "power", "hi", "--temperature", "2"],
+            "alpha = 0.5, below 1; give a temperature of 1 or less",
+        ),
+        (["doctor", "powr"], "Unknown check 'powr'. Did you mean 'power'? Known: power, train."),
+        (["lab", "-m", "no/such-model", "--port", "abc"], "--port must be an integer, not 'abc'."),
+        (
+            ["grade", "somewhere", "--grader", "foo"],
+            "error: --grader must be one of 'default', 'strict', 'both', not",
+        ),
     ],
 )
 def test_mistakes_are_one_message_and_exit_with_two(

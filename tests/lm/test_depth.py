@@ -351,7 +351,7 @@ def test_models_whose_blocks_share_keys_or_have_settings_of_their_own_are_refuse
         ({"keep_first": 0}, ["keeps no block"]),
         ({"keep_first": 2.5, "layer_idx": "x"}, ["keep_first must be", "layer_idx must be"]),
         ({"drop_window": (1, 2, 3)}, ["drop_window must be"]),
-        ({"keep_first": 7}, ["keep_first is 7", "6 blocks"]),
+        ({"keep_first": 7}, ["depth 7 asks for the first 7 blocks", "has 6", "1 to 6"]),
         ({"drop": [5, 6, 9]}, ["drop names 6, 9"]),
         ({"drop": range(6)}, ["all of the model's 6 blocks"]),
         ({"drop_window": (4, 3)}, ["drops 3 blocks from 4"]),

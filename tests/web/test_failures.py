@@ -107,6 +107,8 @@ SPOILT = {"name": "soft", "k": 0}
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, ["messages.0.content"]),
         ("/v1/completions", {"prompt": "a", "unspoken": {"strategy": SPOILT}}, ["unspoken.strategy.k"]),
         ("/v1/completions", {"prompt": "a", "unspoken": {"strategy": "sof"}}, ["unspoken.strategy"]),
+        ("/v1/completions", {"prompt": "a", "unspoken": {"depth": "99+last"}}, ["unspoken.depth"]),
+        ("/v1/completions", {"prompt": "a", "unspoken": {"alpha": 4}}, ["unspoken.alpha"]),
         ("/v1/completions", {"prompt": "a", "max_tokens": 10**5}, ["max_tokens"]),
         (
             "/v1/chat/completions",
@@ -156,6 +158,7 @@ def test_mistakes_of_every_kind_are_said_at_once(base: str) -> None:
         ("It knows ' .' (--token=' .'), '-' (--token=-).", "It knows ' .' (token=' .'), '-' (token=-)."),
         ("<fill_0> (--kind single)", "<fill_0> (kind=single)"),
         ("a temperature (--temperature 0.7), n = 1 (--n 1).", "a temperature (temperature=0.7), n = 1 (n=1)."),
+        ("its limit is --max-swap (max_swap=True).", "its limit is max_swap=True."),
         ("1 -- 2 - 3", "1 -- 2 - 3"),
     ],
 )  # fmt: skip
@@ -171,6 +174,8 @@ def test_no_flag_reaches_a_client(base: str, monkeypatch: pytest.MonkeyPatch) ->
     assert status == 422 and "--" not in error["message"] and "token=-" in error["message"]
     body = {"prompt": "a", "strategy": {"name": "vote", "inner": {"name": "cot", "temperature": 0}}}
     status, error = refused(base, body)
+    assert status == 422 and "--" not in error["message"]
+    status, error = refused(base, {"prompt": "a", "strategy": {"name": "power", "alpha": 0.5}})
     assert status == 422 and "--" not in error["message"]
 
 

@@ -25,6 +25,8 @@ from unspoken.web.jobs import Engine
 
 HI: list[Any] = [{"role": "user", "content": "What is 2 + 2?"}]
 
+BLOCKS = {"name": "power", "block_size": 64}
+
 
 @pytest.fixture(scope="module")
 def client(base: str) -> Iterator[OpenAI]:
@@ -232,7 +234,7 @@ def test_without_a_seed_answers_differ(client: OpenAI) -> None:
     [
         ({"model": "other"}, "no model 'other'"),
         ({"model": "tiny:softly"}, "no model"),
-        ({"messages": []}, "messages"),
+        ({"messages": []}, r"messages must not be empty\."),
         ({"messages": [{"role": "robot", "content": "a"}]}, "role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -241,9 +243,16 @@ def test_without_a_seed_answers_differ(client: OpenAI) -> None:
         ({"messages": [{"role": "user", "content": " "}]}, "empty"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "warm"}, "temperature"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
+        ({"max_tokens": 10**8}, "max_tokens must be at most 500, not 100000000"),
+        ({"max_tokens": 10**8, "n": 0}, "(?s)n must be at least 1, not 0.*max_tokens must be at most 500"),
+        ({"max_tokens": 8, "unspoken": {"strategy": BLOCKS}}, r"block_size .* or raise max_tokens\."),
+        (
+            {"max_completion_tokens": 8, "unspoken": {"strategy": {"name": "soft", "T_e": 30}}},
+            "or raise T_total or max_completion_tokens above 30",
+        ),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
-        ({"n": 1000}, "n:"),
+        ({"n": 1000}, "n must be at most 128, not 1000"),
         ({"n": 128}, "more than 64 rows"),
         ({"frequency_penalty": 0.5}, "frequency_penalty: this has no effect here"),
         ({"logit_bias": {"5": 1}}, "logit_bias: single tokens cannot be favoured"),
@@ -258,7 +267,7 @@ def test_without_a_seed_answers_differ(client: OpenAI) -> None:
         ({"unspoken": {"strategy": {"name": "soft", "k": 0}}}, "k must be at least 1"),
         ({"unspoken": {"strategie": 1}}, "strategie"),
         ({"model": "tiny:cot", "unspoken": {"strategy": "soft"}}, "another one"),
-        ({"surprise": 1}, "surprise"),
+        ({"surprise": 1}, "surprise is not known here. Known here: model, max_tokens, .*unspoken"),
     ],
 )
 def test_refusals_reach_the_client_as_its_own_errors(

@@ -104,6 +104,16 @@ def test_with_the_key_all_is_well(keyed: str) -> None:
     assert httpx.get(f"{keyed}/v1/models", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "spoilt",
+    [{"max_tokens": KEY}, {"n": "x" * 50 + KEY}, {KEY: 1}, {"unspoken": {KEY: 1}}, {"model": KEY}],
+)
+def test_a_key_in_a_wrong_place_is_not_given_back(keyed: str, spoilt: dict[str, Any]) -> None:
+    body = {"model": "tiny", "prompt": "a", **spoilt}
+    response = httpx.post(f"{keyed}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"})
+    assert response.status_code in (400, 404) and KEY[:6] not in response.text, response.text
+
+
 def test_bodies_are_limited_told_or_not(keyed: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     body = b'{"prompt": "' + b"a" * 3000 + b'"}'

@@ -9,13 +9,14 @@ one error.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from unspoken.cli._parts import REGISTRIES, Part, complete, flags_of, named_part
+from unspoken.cli._words import with_values, without_wrong_numbers
 from unspoken.config import coerce, field_docs, from_dict, load_yaml
 from unspoken.errors import ConfigError, suggest
 
@@ -133,7 +134,20 @@ def take_file(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     rest, path = take_value(words, "-c", "--config")
     if path is None:
         return rest, {}
-    return rest, {key.replace("-", "_"): value for key, value in load_yaml(path).items()}
+    try:
+        loaded = load_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(error.problems, f"{_near(Path(path))}-c names a YAML file of options.") from error
+    return rest, {key.replace("-", "_"): value for key, value in loaded.items()}
+
+
+def _near(path: Path) -> str:
+    """A question about the file that a path which leads nowhere may have meant; empty if there is none."""
+    if path.exists():
+        return ""
+    there = {p.stem: p.name for p in sorted(path.parent.glob("[!.]*.y*ml"))}
+    near = suggest(path.stem, there)
+    return f"Did you mean {str(path.with_name(there[near]))!r}? " if near else ""
 
 
 def take_value(words: Sequence[str], short: str, long: str | None) -> tuple[list[str], str | None]:
@@ -178,7 +192,9 @@ def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[An
     asked = len(parts)
     parts = complete(parts, line.words, line.file)
     _refuse_unknown_flags(line, parts)
-    defaults, problems = _file_defaults(line.file, parts)
+    words, problems = without_wrong_numbers(line.words, parts)
+    defaults, wrong = _file_defaults(line.file, parts)
+    problems += wrong
     fields: list[Any] = []
     for index, part in enumerate(parts):
         inside = {other.slot: other.choice for other in parts if other.holder is part}
@@ -195,7 +211,7 @@ def second_stage(line: Line, parts: Sequence[Part], description: str) -> list[An
         flat,
         prog=line.prog,
         description=f"{description}\n\n-c FILE.yaml gives defaults for all options.",
-        args=_with_values(line.words, parts),
+        args=with_values(words, parts),
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )
@@ -224,28 +240,17 @@ def _build(parts: Sequence[Part], parsed: Sequence[Any]) -> tuple[list[Any], lis
         try:
             built[index] = from_dict(part.cls, values)
         except ConfigError as error:
-            problems[index] = error.problems
+            problems[index] = [_as_flag(part, problem) for problem in error.problems]
     return [built.get(i) for i in range(len(parts))], [p for found in problems for p in found]
 
 
-def _with_values(words: Sequence[str], parts: Sequence[Part]) -> list[str]:
-    """Let flags that are true, false or unset be given like other flags: `--flag` and `--no-flag`."""
-    found: dict[str, str] = {}
-    for part in parts:
-        hints = typing.get_type_hints(part.cls)
-        of = {**{flag: name for name, flag in part.flags.items()}, **part.aliases}
-        for name, field_name in of.items():
-            hint = hints.get(field_name)
-            if set(typing.get_args(hint)) == {bool, type(None)}:
-                found |= {name.replace("_", "-"): "True", "no-" + name.replace("_", "-"): "False"}
-    completed: list[str] = []
-    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
-        name = word[2:].replace("_", "-") if word.startswith("--") else ""
-        if name in found and following not in ("True", "False", "None"):
-            completed += ["--" + name.removeprefix("no-"), found[name]]
-        else:
-            completed.append(word)
-    return completed
+def _as_flag(part: Part, problem: str) -> str:
+    """A problem with a field, by the name under which it is typed."""
+    named, colon, rest = problem.partition(": ")
+    name = named.removeprefix(f"{part.cls.__name__}.")
+    if not colon or name == named or name not in part.flags:
+        return problem
+    return f"--{part.flags[name].replace('_', '-')} {rest}."
 
 
 def _file_defaults(

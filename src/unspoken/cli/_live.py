@@ -6,8 +6,8 @@ import json
 import math
 import sys
 import unicodedata
-from collections.abc import Callable
-from typing import Protocol, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -20,6 +20,7 @@ SCALE = ((0.9, ""), (0.6, "color(67)"), (0.3, "color(136)"), (0.1, "color(172)")
 LATENT_STYLE = "dim italic magenta"
 FORCED_STYLE = "dim underline"
 SHOWN_CANDIDATES = 3
+NOTE_WIDTH = 100
 
 
 class Viewer(Protocol):
@@ -88,7 +89,7 @@ class LiveViewer:
         elif isinstance(event, Rewind):
             self._aside(f"⟲ back to step {event.to}")
         elif isinstance(event, Note):
-            self._aside(f"[{event.name}: {event.value}]")
+            self._aside(f"[{told(event)}]")
 
     def end(self, generation: Generation) -> None:
         """Close the last line."""
@@ -116,6 +117,28 @@ class LiveViewer:
         if text:
             self.console.print(Text(printable(text), style=style), end="", soft_wrap=True, highlight=False)
             self._fresh_line = text.endswith("\n")
+
+
+def told(note: Note) -> str:
+    """A note on one short line; all of it is in the events (`--json`)."""
+    value = note.value
+    if not isinstance(value, Mapping):
+        return f"{note.name}: {value}"
+    if note.name == "mcmc" and {"block", "move", "accepted", "log_ratio"} <= value.keys():
+        verdict = "accepted" if value["accepted"] else "rejected"
+        return f"block {value['block'] + 1}, move {value['move'] + 1}: {verdict}, log ratio {value['log_ratio']:.2f}"
+    if note.name == "power" and {"moves", "acceptance", "logprob"} <= value.keys():
+        moves = value["moves"]
+        accepted = f", {100 * value['acceptance']:.0f} % accepted" if moves else ""
+        return f"{moves} move{'' if moves == 1 else 's'}{accepted}, log p {value['logprob']:.1f}"
+    line = f"{note.name}: " + ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+    return line if len(line) <= NOTE_WIDTH else line[: NOTE_WIDTH - 1] + "…"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"[{', '.join(map(_short, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def printable(text: str) -> str:

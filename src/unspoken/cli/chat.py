@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class _Chat:
         if rest:
             name, *fields = _words(rest)
             cls = STRATEGIES.find(name)
-            self._use(from_dict(cls, _pairs(fields), aliases=cls.aliases))
+            self._use(from_dict(cls, _pairs(fields, f"/strategy {name}"), aliases=cls.aliases))
         docs = field_docs(type(self.strategy))
         _say(self.strategy.name)
         for key, value in to_dict(self.strategy).items():
@@ -158,7 +159,7 @@ class _Chat:
 
     def set(self, rest: str) -> None:
         """Fields of the strategy, or of the conversation."""
-        pairs = _pairs(_words(rest))
+        pairs = _pairs(_words(rest), "/set")
         if not pairs:
             raise ConfigError("/set needs a field and its value.", "Write: /set temperature=0.8")
         own = {name: pairs.pop(name) for name in OWN if name in pairs}
@@ -265,15 +266,31 @@ def _words(rest: str) -> list[str]:
         ) from error
 
 
-def _pairs(words: list[str]) -> dict[str, Any]:
-    """`name=value` words; values are read as YAML, so that numbers are numbers."""
+def _pairs(words: list[str], command: str) -> dict[str, Any]:
+    """`name=value` words; values are read as YAML, so that numbers are numbers.
+
+    Args:
+        words: The words.
+        command: What stands before them, for the message.
+
+    Raises:
+        ConfigError: If one of them is something else.
+    """
+    import shlex
+
     import yaml
 
     found: dict[str, Any] = {}
-    for word in words:
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise ConfigError(f"{word!r} is no field with a value.", "Write: /set temperature=0.8")
+            meant = (
+                f"{word}={shlex.quote(following)}" if following and "=" not in following else f"{word}=VALUE"
+            )
+            raise ConfigError(
+                f"{word!r} is no field with a value.",
+                f"Write: {command} {meant if name.isidentifier() else 'temperature=0.8'}",
+            )
         try:
             read = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from unspoken import __version__
 from unspoken.cli._arguments import Part, first_stage, second_stage
 from unspoken.cli._options import ModelOptions, load_model
-from unspoken.errors import ConfigError, UnspokenError
+from unspoken.errors import ConfigError, UnspokenError, unknown_name
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM
@@ -97,6 +97,10 @@ def doctor_command(words: list[str]) -> int:
         from unspoken.cli.doctor_power import doctor_power_command
 
         return doctor_power_command(words[1:])
+    if words and not words[0].startswith("-"):
+        raise unknown_name(
+            "check", words[0], ("power", "train"), "Without one, `unspoken doctor` checks everything here."
+        )
     description = "Check that everything works here: torch, grading, disk, a model and its cache."
     description += " `unspoken doctor train METHOD ...` (or train -c FILE) tells what a training run needs."
     description += " `unspoken doctor power` checks power sampling against exact laws."

@@ -124,17 +124,18 @@ def _serve(options: ServeOptions, command: str, *, page: bool, browser: bool) ->
 
     server.require_extra()
     from unspoken.web._history import check_folder, default_folder
-    from unspoken.web.app import create_app
-    from unspoken.web.jobs import Engine
 
     folder = default_folder() if page and options.history is None else options.history
     settings = options.settings(None if folder in (None, "none") else Path(folder))
-    # Everything that can be wrong is found before the model is loaded, which may take long.
+    # Everything that can be wrong is found before torch is imported and the model loaded, which may take long.
     if settings.history is not None:
         check_folder(settings.history)
     port = options.port if page or options.port is not None else server.PORT
     sock = server.bind(options.host, port, f"{command} -m {options.model}")
     with sock:
+        from unspoken.web.app import create_app
+        from unspoken.web.jobs import Engine
+
         lm = load_model(options)
         engine = Engine(lm, batch_size=options.batch_size, max_waiting=options.max_waiting)
         app = create_app(engine, settings)

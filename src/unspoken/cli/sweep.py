@@ -158,7 +158,21 @@ class SweepOptions(ModelOptions):
             raise ConfigError(
                 "No depth is named: give --layers 24 25 100 (100: the full model), or --depths 24+last."
             )
-        return tuple(ask(layers, depths, self.keep_last))
+        asked: list[Asked] = []
+        problems = []
+        if below := [layer for layer in layers if layer < 0]:
+            flag = "layers" if set(below) & set(self.layers) else "layer-idx"
+            problems.append(
+                f"--{flag} must be 0 or more, not {', '.join(map(str, below))}: a layer is the last of the first "
+                "blocks that run, and one beyond the last block means the full model. Write: --layers 24 25 100"
+            )
+        try:
+            asked = ask([layer for layer in layers if layer >= 0], depths, self.keep_last)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return tuple(asked)
 
     def extent(self) -> Extent:
         """Which rows every cell makes, and how.

@@ -101,10 +101,12 @@ class PowerSampling(SequenceStrategy):
                 f"temperature must be above 0, not {self.temperature} (greedy is max_swap's limit, or cot)."
             )
         elif self.alpha is None and self.temperature is not None and self.temperature > 1.0:
-            found.append(f"temperature {self.temperature} means alpha = {1 / self.temperature:.3g}, below 1.")
+            below = f"alpha = {1 / self.temperature:.3g}, below 1"
+            found.append(f"temperature {self.temperature} means {below}; give a temperature of 1 or less.")
         if self.alpha is not None and not 1.0 <= self.alpha < math.inf:
             found.append(
-                f"alpha must be at least 1 and finite, not {self.alpha}; max_swap=True is its limit."
+                f"alpha must be at least 1 and finite, not {self.alpha}: 1 is plain sampling at temperature 1; "
+                "--max-swap (max_swap=True) accepts only what is likelier, as alpha without bound does."
             )
         if self.max_swap and self.alpha is not None and self.alpha != ALPHA:
             found.append("max_swap stands for an infinite alpha: leave alpha out.")

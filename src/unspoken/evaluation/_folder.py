@@ -365,6 +365,7 @@ def _differences(path: Path, config: dict[str, Any]) -> list[str]:
     """What the folder's configuration and this one disagree on."""
     mine = flatten(identity(config))
     problems: dict[str, None] = {}
+    others: dict[str, None] = {}
     records = sorted(path.glob("run*.json"))
     if not records and any(path.glob("rows*.jsonl")):
         return ["it has rows but no run.json"]
@@ -374,7 +375,12 @@ def _differences(path: Path, config: dict[str, Any]) -> list[str]:
         for key in dict.fromkeys([*theirs, *mine]):
             if theirs.get(key) != mine.get(key):
                 problems[f"{key} is {theirs.get(key)!r} there and {mine.get(key)!r} here"] = None
-    return list(problems)
+        for part in ("task", "strategy"):
+            there, here = theirs.get(f"{part}.name"), mine.get(f"{part}.name")
+            if there != here:
+                others[f"{part} is {there!r} there and {here!r} here"] = None
+    # Another task or strategy has other fields, too, and they would only hide what matters.
+    return list(others or problems)
 
 
 def claim(path: Path, tag: str) -> BinaryIO:

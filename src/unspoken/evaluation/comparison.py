@@ -343,7 +343,10 @@ def _align(runs: list[Run], names: list[str]) -> tuple[list[Run], list[str]]:
         ]
         common = set.intersection(*({row.example for row in run.rows} for run in runs))
         if not common:
-            raise ConfigError(f"These runs have no example in common: {', '.join(names)}.")
+            raise ConfigError(
+                f"These runs have no example in common: {', '.join(names)}.",
+                "Compare runs of the same problems: the same task, data, --start and --limit (see: unspoken show DIR).",
+            )
         warnings.append(
             "The runs name their examples differently; they are paired by the text of the question."
         )

@@ -209,7 +209,7 @@ def _task(run: Run, grader: str, extract: str) -> Task:
     elif grader != "default" or extract != "auto":
         raise ConfigError(
             f"The task {recorded['name']!r} has one grader, and reads answers in one way.",
-            "Run: unspoken grade DIR --grader default",
+            f"Run: unspoken grade {run.path} --grader default",
         )
     task: Task = configs.from_dict(cls, values)
     return task

@@ -81,18 +81,21 @@ class Depth:
         problems = []
         have = f"but the model has {blocks} blocks (0 to {blocks - 1})."
         if self.keep_first is not None and self.keep_first > blocks:
-            problems.append(f"keep_first is {self.keep_first}, {have}")
+            problems.append(
+                f"depth {self.keep_first} asks for the first {self.keep_first} blocks, but the model has {blocks}; "
+                f"allowed are 1 to {blocks}."
+            )
         outside = [i for i in self.drop or () if i >= blocks]
         if outside:
             problems.append(f"drop names {', '.join(map(str, outside))}, {have}")
         if self.drop_window is not None and sum(self.drop_window) > blocks:
             start, length = self.drop_window
-            problems.append(f"drop_window drops {length} blocks from {start} on, {have}")
+            problems.append(f"the window drops {length} blocks from {start} on, {have}")
         kept = tuple(i for i in range(blocks) if self._keeps(i, blocks))
         if not kept:
             problems.append(f"This drops all of the model's {blocks} blocks; at least one must be kept.")
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(problems, f"A depth is {SPECS}; {blocks} is the full model.")
         return Kept(kept, blocks)
 
     def _keeps(self, block: int, blocks: int) -> bool:
@@ -123,7 +126,9 @@ class Depth:
             if value is not None and value < 0:
                 problems.append(f"{name} must be at least 0, not {value}.")
         if self.keep_first == 0 and not self.keep_last:
-            problems.append("keep_first=0 keeps no block, unless keep_last keeps the last one.")
+            problems.append(
+                "depth 0 (keep_first=0) keeps no block; 0+last (with keep_last) keeps the last one."
+            )
         drop = self.drop or ()
         if any(i < 0 for i in drop):
             problems.append(f"drop must hold numbers of blocks from 0 on, not {list(drop)}.")
@@ -190,6 +195,8 @@ def _read(spec: str) -> dict[str, Any]:
             return {"drop_window": (int(start), int(length))}
         first, plus, last = text.partition("+")
         if plus and last != "last":
+            raise ValueError
+        if int(first) < 0:
             raise ValueError
         return {"keep_first": int(first), **({"keep_last": True} if plus else {})}
     except ValueError as error:

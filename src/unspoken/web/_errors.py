@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 
 from unspoken.errors import ConfigError, UnspokenError
@@ -42,6 +41,18 @@ class ApiError(Exception):
         self.fields = {name: list(sentences) for name, sentences in (fields or {}).items()}
         self.headers = dict(headers or {})
         self.code = code
+
+    def hiding(self, secret: str | None) -> ApiError:
+        """The same refusal without the server's key, which may stand anywhere in a request and so in its echo."""
+        if not secret:
+            return self
+
+        def hidden(text: str) -> str:
+            return text.replace(secret, "(the API key)")
+
+        fields = {hidden(name): list(map(hidden, sentences)) for name, sentences in self.fields.items()}
+        hint = self.hint and hidden(self.hint)
+        return ApiError(self.status, hidden(self.message), hint, fields, self.headers, self.code)
 
 
 class JsonResponse(Response):
@@ -87,69 +98,10 @@ def of_library(error: UnspokenError) -> ApiError:
     return ApiError(422 if isinstance(error, ConfigError) else 500, error.message, error.hint)
 
 
-_WRONG_KIND = re.compile(r"(_type|_parsing|_unicode|_attributes_type)$|^(json_invalid|missing_body)$")
-_WORDS = {"extra_forbidden": "is not known here", "missing": "is required"}
-
-
-_KIND_OF_FIELD = re.compile(r"(str|int|float|bool|constrained-\w+|(list|dict|function-[\w-]+)\[.*\])$")
-"""How a place names the kinds of values that a field with several of them was tried as."""
-
-
-def of_validation(error: RequestValidationError) -> ApiError:
-    """What FastAPI found wrong: 400 for what has the wrong type, 422 for values that are not allowed."""
-    fields: dict[str, list[str]] = {}
-    status = 422
-    for item in _best_readings(error.errors()):
-        kind, place = str(item["type"]), [str(part) for part in item["loc"]]
-        if kind == "json_invalid":
-            return ApiError(400, "The body is not JSON.", 'Send a JSON object, such as {"prompt": "..."}.')
-        if _WRONG_KIND.search(kind):
-            status = 400
-        inner = [part for part in place[2:] if not _KIND_OF_FIELD.match(part)]
-        name = ".".join([*place[1:2], *inner]) or place[0]
-        text = _WORDS.get(kind) or str(item["msg"])
-        sentence = printable(f"{name}: {text[:1].lower()}{text[1:]}.")
-        known = fields.setdefault(printable(name), [])
-        if sentence not in known:
-            known.append(sentence)
-    return wrong(fields, status)
-
-
-def _best_readings(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of a field that may be of several kinds, what is wrong with it as the kind that it is, or is most nearly.
-
-    Every kind was tried: a list that is too long is also no string, and none of its items is a number.
-    """
-    tried: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
-    for item in items:
-        place = tuple(item["loc"])
-        at = next(
-            (i for i, part in enumerate(place) if i > 1 and _KIND_OF_FIELD.match(str(part))), len(place)
-        )
-        reading = str(place[at]) if at < len(place) else ""
-        tried.setdefault(place[:at], {}).setdefault(reading, []).append(item)
-    found: list[Mapping[str, Any]] = []
-    for readings in tried.values():
-        # A reading whose only fault is that the value as a whole is of another kind says nothing.
-        fitting = [some for some in readings.values() if not (len(some) == 1 and _of_another_kind(some[0]))]
-        if fitting:
-            closest: list[Mapping[str, Any]] = min(fitting, key=_distance)
-            found += closest
-        else:
-            first = next(iter(readings.values()))[0]
-            kinds = [str(some[0]["msg"]).removeprefix("Input should be ") for some in readings.values()]
-            found.append({**first, "msg": "Input should be " + ", or ".join(dict.fromkeys(kinds))})
-    return found
-
-
-def _distance(items: list[Mapping[str, Any]]) -> tuple[int, int]:
-    """How far a value is from a kind: by the number of its faults, and by how deep inside they are."""
-    return len(items), -max(len(item["loc"]) for item in items)
-
-
-def _of_another_kind(item: Mapping[str, Any]) -> bool:
-    last = str(item["loc"][-1])
-    return str(item["type"]).endswith("_type") and len(item["loc"]) > 2 and bool(_KIND_OF_FIELD.match(last))
+def meant(name: str, known: Iterable[str]) -> str:
+    """The question after the known name that this one resembles closely, or nothing."""
+    near = difflib.get_close_matches(name[:200], list(known), n=1, cutoff=0.75)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def printable(text: str, longest: int = 500) -> str:

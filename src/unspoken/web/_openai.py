@@ -23,7 +23,7 @@ from unspoken.types import Done, Event, Message, RawText
 from unspoken.web._bodies import MOST_SEED
 from unspoken.web._errors import ApiError, printable, wrong
 from unspoken.web._openai_bodies import ChatBody, Common, CompletionBody
-from unspoken.web._openai_strategy import strategy_of
+from unspoken.web._openai_strategy import strategy_of, unknown_model
 from unspoken.web._openai_text import Choice, chat_logprobs, completion_logprobs, law_temperature
 from unspoken.web._prepare import Prepared, Prompt, most_steps, prepare
 from unspoken.web._runs import (
@@ -85,7 +85,7 @@ def add_routes(app: FastAPI, engine: Engine, settings: Settings, views: Views) -
     async def model(model: str) -> dict[str, Any]:
         found = next((entry for entry in server.models() if entry["id"] == model), None)
         if found is None:
-            raise ApiError(404, f"There is no model {printable(model, 80)!r} here.", code="model_not_found")
+            raise unknown_model(model, server.name)
         return found
 
     @app.post("/v1/chat/completions", response_model=None)
@@ -114,9 +114,14 @@ class _Server:
 
     async def answer(self, kind: Kind, body: ChatBody | CompletionBody, request: HttpRequest) -> Any:
         depth = body.unspoken.depth if body.unspoken else None
-        views = await self.views.of(depth)
         client = body.user or (request.client.host if request.client else "unknown")
-        call = await run_in_threadpool(self.prepare, kind, body, client, views[depth] if depth else self.lm)
+        try:
+            views = await self.views.of(depth)
+            call = await run_in_threadpool(
+                self.prepare, kind, body, client, views[depth] if depth else self.lm
+            )
+        except ApiError as error:
+            raise _renamed(error, body) from error
         jobs = submit(self.engine, call.prepared)
         if body.stream:
             return EventStream(self.stream(call, jobs), jobs)
@@ -126,12 +131,6 @@ class _Server:
     # -- what is asked --------------------------------------------------------------------------
 
     def prepare(self, kind: Kind, body: ChatBody | CompletionBody, client: str, lm: CausalLM) -> Call:
-        try:
-            return self._prepare(kind, body, client, lm)
-        except ApiError as error:
-            raise _renamed(error, body) from error
-
-    def _prepare(self, kind: Kind, body: ChatBody | CompletionBody, client: str, lm: CausalLM) -> Call:
         asked, logprobs = body.max_tokens, None
         if isinstance(body, ChatBody):
             prompts: list[Prompt] = [_messages(body)]
@@ -380,16 +379,22 @@ def _renamed(error: ApiError, body: ChatBody | CompletionBody) -> ApiError:
     newer = isinstance(body, ChatBody) and body.max_completion_tokens is not None
     limit = "max_completion_tokens" if newer else "max_tokens"
     own = body.unspoken is not None and body.unspoken.strategy is not None
-    names = {"max_new_tokens": limit, "strategy": "unspoken.strategy" if own else "model"}
+    names = {
+        "max_new_tokens": limit,
+        "strategy": "unspoken.strategy" if own else "model",
+        "depth": "unspoken.depth",
+    }
     if chat:
         names["prompt"] = "messages"
+
+    def renamed(sentence: str) -> str:
+        return re.sub(r"^prompt\b|\bmax_new_tokens\b", lambda m: names.get(m[0], m[0]), sentence)
+
     fields: dict[str, list[str]] = {}
     for name, sentences in error.fields.items():
         inside = name.startswith("strategy.")
         new = f"unspoken.{name}" if inside else names.get(name, name)
-        fields[new] = [
-            re.sub(r"^(max_new_tokens|prompt)\b", lambda m: names.get(m[0], m[0]), s) for s in sentences
-        ]
+        fields[new] = list(map(renamed, sentences))
     if error.code is not None or not fields:
         return error
-    return wrong(fields, error.status, error.hint)
+    return wrong(fields, error.status, error.hint and renamed(error.hint))

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from unspoken.web._bodies import MOST_SEED, Body, Short, Stop
+from unspoken.web._bodies import MOST_SEED, Body, Count, Short, Stop
 
-Count = Annotated[int, Field(ge=1, le=10**6)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Empty = Field(max_length=0)
 NO_TOOLS = "no tools can be called here; leave it out"
@@ -108,6 +107,7 @@ class Common(Body):
 class ChatBody(Common):
     """`/v1/chat/completions`."""
 
+    example = {"model": "...", "messages": [{"role": "user", "content": "..."}]}
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
@@ -124,6 +124,7 @@ class ChatBody(Common):
 class CompletionBody(Common):
     """`/v1/completions`."""
 
+    example = {"model": "...", "prompt": "..."}
     prompt: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=64)]

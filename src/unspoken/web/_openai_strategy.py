@@ -58,7 +58,12 @@ def _suffix(model: str, name: str) -> str | None:
     stem, colon, strategy = model.rpartition(":")
     if colon and stem == name and strategy in STRATEGIES.names():
         return strategy
-    raise ApiError(
+    raise unknown_model(model, name)
+
+
+def unknown_model(model: str, name: str) -> ApiError:
+    """The refusal of a model that is not served, beside what is; `name` is what the served one is called."""
+    return ApiError(
         404,
         f"There is no model {printable(model, 80)!r} here.",
         f"Served: {name}, and {name}:STRATEGY for {', '.join(STRATEGIES.names())}.",

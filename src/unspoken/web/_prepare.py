@@ -13,8 +13,8 @@ from unspoken.decoding import Request, Strategy
 from unspoken.discovery import STRATEGIES
 from unspoken.errors import ConfigError, UnspokenError
 from unspoken.types import Message, Trace
-from unspoken.web._bodies import Ask
-from unspoken.web._errors import ApiError, merged, wrong
+from unspoken.web._bodies import Ask, Body
+from unspoken.web._errors import ApiError, merged, printable, wrong
 from unspoken.web._settings import Settings
 from unspoken.web._strategies import (
     broken,
@@ -110,6 +110,26 @@ def most_steps(asked: int | None, settings: Settings) -> int:
     return asked or min(DEFAULT_NEW_TOKENS, settings.max_new_tokens)
 
 
+def limit_refusal(body: Any, model: type[Body], settings: Settings) -> ApiError | None:
+    """What is beyond the server's limit in a body that is refused already, so that all is said at once.
+
+    Args:
+        body: Of any route.
+        model: What it may hold.
+        settings: The server's limits.
+    """
+    fields = {}
+    for name in {"max_new_tokens", "max_tokens", "max_completion_tokens"} & set(model.model_fields):
+        value = body.get(name) if isinstance(body, dict) else None
+        if type(value) is int and value > settings.max_new_tokens:
+            fields[name] = [_too_many(name, value, settings)]
+    return wrong(fields) if fields else None
+
+
+def _too_many(name: str, steps: int, settings: Settings) -> str:
+    return f"{name} must be at most {settings.max_new_tokens}, not {printable(str(steps), 60)}."
+
+
 def conversation(question: str, system: str | None) -> Prompt:
     """What is asked, with the system message before it if there is one."""
     if system is None or not system.strip():
@@ -165,9 +185,7 @@ def prepare(
         hint = error.hint
         problems.setdefault(field_of(sentences[0], strategy, other), []).extend(sentences)
     if budget > settings.max_new_tokens:
-        problems["max_new_tokens"] = [
-            f"max_new_tokens must be at most {settings.max_new_tokens}, not {budget}."
-        ]
+        problems["max_new_tokens"] = [_too_many("max_new_tokens", budget, settings)]
     elif trace == "full" and "strategy" not in problems:
         for name, found in candidate_problems(strategy, budget).items():
             problems.setdefault(name, []).extend(found)

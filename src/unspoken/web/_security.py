@@ -75,7 +75,7 @@ class Guard:
                 receive = await self._read(scope, receive)
                 await self.app(scope, receive, guarded)
             except ApiError as error:
-                await answer(error, openai)(scope, receive, guarded)
+                await answer(error.hiding(self.settings.api_key), openai)(scope, receive, guarded)
         except _Gone:
             pass
         except Exception as error:

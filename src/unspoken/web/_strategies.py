@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOST = 10**6
 """Largest whole number that a field of a strategy may be given here."""
 DEEPEST = 8
+LISTED = "GET /api/strategies lists every strategy with its fields."
 MOST_CANDIDATES = 2**20
 """Candidates that the steps of one request may report: about 200 bytes each for as long as they are held."""
 
@@ -64,10 +65,10 @@ def read_strategy(given: Mapping[str, Any] | None, lm: CausalLM) -> Strategy:
     except ConfigError as error:
         problems: dict[str, list[str]] = {}
         for sentence in error.problems:
-            plainly = re.sub(r"^\w+\.(\w+): ", r"\1 ", sentence)
+            plainly = without_flags(re.sub(r"^\w+\.(\w+): ", r"\1 ", sentence))
             problems.setdefault(field_of(plainly, cls), []).append(printable(plainly))
         kinds = all(re.match(r"\w+\.\w+: must be (?!one of)", sentence) for sentence in error.problems)
-        raise wrong(problems, 400 if kinds else 422) from error
+        raise wrong(problems, 400 if kinds else 422, LISTED) from error
 
 
 def read_fitted(
@@ -181,6 +182,7 @@ def strategy_refusal(body: Any, lm: CausalLM) -> ApiError | None:
 
 def without_flags(sentence: str) -> str:
     """A sentence of the library in terms of fields: its hints are written for the command line."""
+    sentence = re.sub(r"--[a-z][\w-]* \((\w+=[^)\s]*)\)", r"\1", sentence)  # a flag, and the field behind it
     return re.sub(r"--([A-Za-z][\w-]*)[= ]('[^']*'|[^\s),]+)", r"\1=\2", sentence)
 
 
@@ -191,7 +193,9 @@ def _find(name: Any, place: str) -> type[Strategy]:
         near = suggest(name, STRATEGIES.names())
         meant = f" Did you mean {near!r}?" if near else ""
         known = ", ".join(STRATEGIES.names())
-        raise wrong({place: [f"There is no strategy {printable(name, 80)!r}.{meant} Known: {known}."]})
+        raise wrong(
+            {place: [f"There is no strategy {printable(name, 80)!r}.{meant} Known: {known}."]}, hint=LISTED
+        )
     found: type[Strategy] = STRATEGIES.find(name)
     return found
 

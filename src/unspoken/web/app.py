@@ -9,24 +9,22 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Path, Query
+from fastapi import FastAPI, Path, Query
 from fastapi import Request as HttpRequest
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException as StarletteError
 
 from unspoken import __version__
-from unspoken.errors import UnspokenError
 from unspoken.lm import zoo
 from unspoken.web import _lens, _openai, _schema
 from unspoken.web._bodies import Ask, Cancel, LensAsk
-from unspoken.web._errors import ApiError, JsonResponse, answer, merged, of_library, of_validation
+from unspoken.web._errors import ApiError, JsonResponse, printable
 from unspoken.web._history import DamagedRun, History
 from unspoken.web._kept import KeptRun, checked
 from unspoken.web._original import original_reply
 from unspoken.web._prepare import Prepared, prepare_ask
+from unspoken.web._refusals import add_refusals
 from unspoken.web._runs import (
     KEEP_ALIVE,
     EventStream,
@@ -37,7 +35,6 @@ from unspoken.web._runs import (
     unless_gone,
 )
 from unspoken.web._security import Guard
-from unspoken.web._strategies import strategy_refusal
 from unspoken.web._views import Views
 
 if TYPE_CHECKING:
@@ -83,7 +80,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     history = None if settings.history is None else History(settings.history)
     lab = Lab(engine, settings, history)
     settings.own_names  # noqa: B018 - looked up now: it may ask other computers
-    _refusals(app, engine.lm)
+    add_refusals(app, engine.lm, settings)
     _page(app)
     _about(app, lab)
     _running(app, lab)
@@ -163,38 +160,13 @@ class Lab:
         except DamagedRun as error:
             raise ApiError(422, error.message, error.hint, {"run": [error.message]}) from error
         if kept is None:
-            raise ApiError(404, "There is no such run.", fields={"run": ["There is no such run."]})
+            raise _no_run(run)
         return checked(kept)
 
 
-def _refusals(app: FastAPI, lm: CausalLM) -> None:
-    def told(request: HttpRequest, error: ApiError) -> JsonResponse:
-        return answer(error, request.url.path.startswith("/v1/"))
-
-    @app.exception_handler(ApiError)
-    async def api(request: HttpRequest, error: ApiError) -> JsonResponse:
-        return told(request, error)
-
-    @app.exception_handler(UnspokenError)
-    async def library(request: HttpRequest, error: UnspokenError) -> JsonResponse:
-        return told(request, of_library(error))
-
-    @app.exception_handler(RequestValidationError)
-    def validation(request: HttpRequest, error: RequestValidationError) -> JsonResponse:
-        found = of_validation(error)
-        also = strategy_refusal(error.body, lm) if found.fields else None
-        return told(request, found if also is None else merged([found, also]))
-
-    @app.exception_handler(StarletteError)
-    @app.exception_handler(HTTPException)
-    async def http(request: HttpRequest, error: StarletteError) -> JsonResponse:
-        words = {
-            404: "There is nothing here.",
-            405: "This method is not allowed here.",
-            400: "The body is not JSON.",
-        }
-        message = words.get(error.status_code, str(error.detail))
-        return told(request, ApiError(error.status_code, message, headers=error.headers))
+def _no_run(run: str) -> ApiError:
+    message = f"There is no run {printable(run, 64)!r}."
+    return ApiError(404, message, "GET /api/runs lists them.", {"run": [message]})
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
@@ -331,7 +303,7 @@ def _kept(app: FastAPI, lab: Lab) -> None:
     @app.delete("/api/run/{run}")
     def delete(run: RunId) -> dict[str, bool]:
         if not lab.kept().delete(run):
-            raise ApiError(404, "There is no such run.")
+            raise _no_run(run)
         return {"deleted": True}
 
     @app.post("/api/lens")
