@@ -225,6 +225,9 @@ def test_mistakes_are_found_before_anything_is_generated(tmp_path: Path) -> None
         swept(tmp_path, seed=0)
         swept(tmp_path, seed=1)
     assert fake_loop.TAKEN and len(rows_in(tmp_path)) == 4
+    (tmp_path / "run.json").touch()
+    with pytest.raises(ConfigError, match="holds a run of its own"):
+        swept(tmp_path, seed=0)
 
 
 def test_no_view_of_a_view(tiny_lm: object) -> None:

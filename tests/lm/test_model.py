@@ -205,6 +205,15 @@ def test_unembed_uses_the_memory_it_is_given_only_where_the_head_is_a_product(
 # Running it
 
 
+def test_a_seed_and_a_budget_are_whole_numbers(tiny_lm: Tiny) -> None:
+    from unspoken import ChainOfThought
+
+    with pytest.raises(ConfigError, match="seed must be a whole number, not 'a'"):
+        tiny_lm("llama").generate("a", ChainOfThought(), seed="a")  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="max_new_tokens must be a whole number, not 2.5"):
+        tiny_lm("llama").generate("a", ChainOfThought(), max_new_tokens=2.5)  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True)
 class Echo:
     """A strategy that says its prompt, last row first."""

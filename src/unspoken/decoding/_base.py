@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -79,7 +80,9 @@ class Request:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.max_new_tokens < 1:
+        if not isinstance(self.max_new_tokens, Integral):
+            problems.append(f"max_new_tokens must be a whole number, not {self.max_new_tokens!r}.")
+        elif self.max_new_tokens < 1:
             problems.append(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
         if self.trace not in ("none", "summary", "full"):
             problems.append(f"trace must be none, summary or full, not {self.trace!r}.")
@@ -290,13 +293,15 @@ class Strategy(Configured):
         """
         from unspoken.decoding._loop import run
 
+        if not isinstance(seed, Integral):
+            raise ConfigError(f"seed must be a whole number, not {seed!r}.")
         requests = [
             Request(
                 prompt,
                 self,
                 id=i,
                 max_new_tokens=max_new_tokens,
-                seed=derive_seed(seed, i),
+                seed=derive_seed(int(seed), i),
                 stop=tuple(stop),
                 trace=trace,
                 record=tuple(record),

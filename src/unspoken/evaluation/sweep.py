@@ -279,6 +279,11 @@ def sweep(
     examples = task.examples()[extent.start :][: extent.limit]
     if not examples:
         raise ConfigError(f"start is {extent.start}, but there are only {len(task.examples())} examples.")
+    if any(root.glob("run*.json")):
+        raise ConfigError(
+            f"{str(root)!r} holds a run of its own, and a sweep makes one folder for each of its runs.",
+            "Give the sweep a folder of its own: -o results/sweep-NAME",
+        )
     write_manifest(root, grid, task.name, examples, extent.samples)
     results: list[CellResult] = []
     view, depth = lm, None
