@@ -12,7 +12,7 @@ from lens_help import FAMILIES, IDS, lens_lm, plain_logits, plain_metrics, plain
 from torch import Tensor
 
 from unspoken import ChainOfThought, Generation, LogitLens, SoftThinking
-from unspoken.analysis._lens_metrics import GROUPS, Ask, measure
+from unspoken.analysis._lens_metrics import GROUPS, Ask, Kept, measure
 from unspoken.analysis._lens_states import last_kl, read_states
 from unspoken.analysis.lens import LastBlockLens, Lens
 from unspoken.errors import ConfigError, ModelError, RunError
@@ -128,11 +128,20 @@ def test_a_token_that_only_a_layer_rules_out_makes_the_divergence_infinite() -> 
         ("kl", "reverse_kl", "js", "entropy"), 0, torch.tensor([-1]), torch.zeros(0, dtype=torch.long), 3, 1
     )
     states = torch.stack([q, p])
-    found = measure(states, states, ask, transform=lambda h, _: h, unembed=lambda h, _: h).values
+    found = measure(states, states, ask, transform=lambda h, _: h, unembed=lambda h, _: h, kept=Kept()).values
     assert found["kl"][:, 0].tolist() == [torch.inf, 0.0]
     assert found["reverse_kl"][:, 0].tolist() == pytest.approx([np.log(2), 0.0])
     assert found["js"][:, 0].tolist() == pytest.approx([1.5 * np.log(2) - 0.75 * np.log(3), 0.0], abs=1e-6)
     assert found["entropy"][:, 0].tolist() == pytest.approx([0.0, np.log(2)])
+
+
+def test_a_lens_that_has_read_other_rows_reads_as_a_new_one() -> None:
+    lm = lens_lm("llama")
+    used = LogitLens(lm, metrics=ALL)
+    for ids in (IDS * 3, IDS[:2], IDS):
+        again, fresh = used(ids, answers=ANSWERS), LogitLens(lm, metrics=ALL)(ids, answers=ANSWERS)
+        for name, array in fresh.values.items():
+            np.testing.assert_array_equal(again[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

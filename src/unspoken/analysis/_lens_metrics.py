@@ -109,6 +109,22 @@ class _Final:
         self.top = logits.topk(max(k, 1), dim=-1).indices  # [c, k]
 
 
+class Kept:
+    """Memory for logits that is kept from one product to the next: new memory would be handed out page by page."""
+
+    def __init__(self) -> None:
+        self._all: Tensor | None = None
+
+    def take(self, rows: int, like: Tensor) -> Tensor:
+        """[rows, V] of whatever content, in the width, dtype and on the device of `like` [n, V]."""
+        held = self._all
+        if held is None or len(held) < rows or held.shape[1] != like.shape[1]:
+            held = None
+        if held is None or (held.dtype, held.device) != (like.dtype, like.device):
+            held = self._all = like.new_empty(rows, like.shape[1])
+        return held[:rows]
+
+
 class Numbers:
     """The arrays of one reading as they fill: [L, T] each, and the candidates [L, T, k]."""
 
@@ -244,6 +260,7 @@ def measure(
     *,
     transform: Callable[[Tensor, int], Tensor],
     unembed: Callable[[Tensor, Tensor | None], Tensor],
+    kept: Kept,
 ) -> Numbers:
     """All metrics of all layers.
 
@@ -253,6 +270,7 @@ def measure(
         ask: What to compute.
         transform: From [n, d] states and a layer (-1 for the embeddings) to the states that are read.
         unembed: From [n, d] states, and memory [n, V] that may be used, to [n, V] logits, the final norm included.
+        kept: Memory of the reading before, if there was one.
     """
     layers, positions = raw.shape[:2]
     numbers = Numbers(layers, positions, ask, hidden.device)
@@ -265,8 +283,7 @@ def measure(
         final = _Final(last.float()[:, : ask.width], max(ask.top_k, 1), keep_probs)
         gold = ask.gold[start:stop]
         together = _layers_together(ask.rows, stop - start, last.element_size())
-        # The same memory for all of them: new memory for each product would be handed out page by page.
-        out = last.new_empty(min(together, layers - 1) * (stop - start), last.shape[1])
+        out = kept.take(min(together, layers - 1) * (stop - start), last)
         for first in range(0, layers - 1, together):
             group = range(first, min(first + together, layers - 1))
             states = torch.cat([transform(hidden[i, start:stop], i - 1) for i in group])

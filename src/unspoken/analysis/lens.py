@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unspoken.analysis._lens_inputs import Positions, Reading, answer_ids, make_reading
-from unspoken.analysis._lens_metrics import DEFAULT, Ask, check_metrics, measure, rows_for
+from unspoken.analysis._lens_metrics import DEFAULT, Ask, Kept, check_metrics, measure, rows_for
 from unspoken.analysis._lens_states import States, check_last, read_states, through_last_block
 from unspoken.analysis.lens_grid import LensGrid, make_grid
 from unspoken.errors import ConfigError, RunError
@@ -37,7 +37,8 @@ class Lens:
             token), `answer` (of the answer), `geometry` (cosine and norm ratio to the final state).
         top_k: Candidates kept at each layer and position, and compared by `overlap`; 0 keeps none (and `overlap` is
             of the first one).
-        memory: Bytes that logits may take; decides how many positions are read at a time, not what is found.
+        memory: Bytes that logits may take, as long as the lens lives; decides how many positions are read at a time,
+            not what is found.
         known_ids_only: Leave out ids that the tokenizer does not have (models pad their vocabularies), in p and q
             alike.
 
@@ -70,6 +71,7 @@ class Lens:
         if problems:
             raise ConfigError(problems)
         self.top_k, self.memory = top_k, memory
+        self._kept = Kept()
 
     def transform(self, hidden: Tensor, layer: int) -> Tensor:
         """States [n, d] after block `layer` (-1: what the first block reads) as they are to be read, same shape.
@@ -144,7 +146,9 @@ class Lens:
             hidden = self.prepare(states)
             whole = chosen == list(range(hidden.shape[1]))
             hidden, raw = (s if whole else s[:, chosen] for s in (hidden, states.hidden))
-            numbers = measure(hidden, raw, ask, transform=self.transform, unembed=self._unembed)
+            numbers = measure(
+                hidden, raw, ask, transform=self.transform, unembed=self._unembed, kept=self._kept
+            )
         return make_grid(
             self.lm,
             self.name,

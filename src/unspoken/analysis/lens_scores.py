@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unspoken.analysis._lens_metrics import Ask, measure, rows_for
+from unspoken.analysis._lens_metrics import Ask, Kept, measure, rows_for
 from unspoken.analysis._lens_states import batch_states
 from unspoken.errors import ConfigError
 
@@ -189,7 +189,12 @@ def _values(
 
     ask = Ask(metrics, 0, gold, gold.new_zeros(0), lm.vocab_size, rows_for(memory, lm.vocab_size))
     numbers = measure(
-        hidden, hidden, ask, transform=transform, unembed=lambda h, out: lm.unembed(lm.anatomy.norm(h), out)
+        hidden,
+        hidden,
+        ask,
+        transform=transform,
+        unembed=lambda h, out: lm.unembed(lm.anatomy.norm(h), out),
+        kept=Kept(),
     )
     return numbers.values
 
