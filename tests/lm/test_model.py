@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,6 @@ from unspoken.types import Done, Event, Generation, Step, Usage
 
 Folder = Callable[[str], Path]
 Tiny = Callable[[str], CausalLM]
-
-
-@pytest.fixture
-def checkpoint(tiny_folder: Folder, tmp_path: Path) -> Path:
-    """A tiny Llama checkpoint that the test may change."""
-    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "checkpoint"))
-
-
-def edit(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 # Loading

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,6 @@ from unspoken.lm.model import CausalLM, load
 
 Folder = Callable[[str], Path]
 Tiny = Callable[[str], CausalLM]
-
-
-@pytest.fixture
-def checkpoint(tiny_folder: Folder, tmp_path: Path) -> Path:
-    """A tiny Llama checkpoint that the test may change."""
-    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "checkpoint"))
 
 
 def edit(folder: Path, **values: Any) -> None:

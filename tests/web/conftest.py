@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_lab import FakeLab
 from serving import serving
 
 from unspoken.lm.model import CausalLM
@@ -93,6 +94,21 @@ def browse(chromium: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not faults, faults
+
+
+@pytest.fixture
+def lab() -> Iterator[FakeLab]:
+    """A server of recorded streams."""
+    server = FakeLab().start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def page(browse: Callable[..., Any], lab: FakeLab) -> Any:
+    """The page of that server."""
+    return browse(lab.address)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,6 @@ from fake_lab import FakeLab
 from fake_page import QUESTION, choose, column, finished, patient, run, seek, steps
 
 Browse = Callable[..., Any]
-
-
-@pytest.fixture
-def lab() -> Iterator[FakeLab]:
-    server = FakeLab().start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def page(browse: Browse, lab: FakeLab) -> Any:
-    return browse(lab.address)
 
 
 # -- running --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,19 +16,6 @@ from fake_lab import FakeLab
 from fake_page import QUESTION, choose, column, finished, run, steps
 
 Browse = Callable[..., Any]
-
-
-@pytest.fixture
-def lab() -> Iterator[FakeLab]:
-    server = FakeLab().start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def page(browse: Browse, lab: FakeLab) -> Any:
-    return browse(lab.address)
 
 
 # -- keeping --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,6 @@ new PerformanceObserver(list => {
   for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifts.push(e.value);
 }).observe({type: 'layout-shift', buffered: true});
 """
-
-
-@pytest.fixture
-def lab() -> Iterator[FakeLab]:
-    server = FakeLab().start()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def luminance(colour: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,13 +20,12 @@ from unspoken.cli._arguments import (
     second_stage,
 )
 from unspoken.cli._options import ModelOptions, load_model
-from unspoken.cli._progress import RunningLine
+from unspoken.cli._sweep_lines import Shown
 from unspoken.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from unspoken.evaluation._grid import Asked, Cell, Grid
-    from unspoken.evaluation.records import ResultRow, Summary
-    from unspoken.evaluation.sweep import CellResult, Extent
+    from unspoken.evaluation.sweep import Extent
     from unspoken.evaluation.sweep_summary import SweepSummary
     from unspoken.tasks._base import Task
 
@@ -277,7 +275,7 @@ def _sweep(options: SweepOptions, task: Task, methods: dict[str, Any]) -> int:
         return _list(chosen, root)
     task.examples()  # a file that is missing or cannot be read is told before the model is loaded
     lm = load_model(options)
-    shown = _Shown(options.quiet, len(chosen))
+    shown = Shown(options.quiet, len(chosen))
     try:
         with shown:
             results = sweep(
@@ -335,50 +333,6 @@ def _list(cells: list[Cell], root: Path) -> int:
     lines = table(["cell", "method", "layer", "depth", "problems", "folder"], rows)
     sys.stdout.write("\n".join([*lines, f"{len(rows)} cells"]) + "\n")
     return 0
-
-
-class _Shown:
-    """What is seen of a sweep while it runs: a running line for each cell, and one line when it is done."""
-
-    def __init__(self, quiet: bool, total: int) -> None:
-        self._quiet, self._total, self._count = quiet, total, 0
-        self._stack = ExitStack()
-        self._line: RunningLine | None = None
-
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def cell(self, cell: Cell) -> None:
-        """A cell begins."""
-        self._count += 1
-        title = f"{self._count}/{self._total} {_title(cell)}"
-        self._line = self._stack.enter_context(RunningLine(title, quiet=self._quiet))
-
-    def row(self, cell: Cell, row: ResultRow, summary: Summary) -> None:
-        """A row of it is finished."""
-        if self._line is not None:
-            self._line.row(row, summary)
-
-    def done(self, result: CellResult) -> None:
-        """It has ended."""
-        self._stack.close()
-        if result.run is None:
-            told = f"failed: {result.error}"
-        else:
-            # Of a shared folder this is what all shards have done so far.
-            told = f"{result.run.summary}{', given up: collapsed' if result.collapsed else ''}"
-        sys.stdout.write(f"cell {result.cell.index}  {_title(result.cell)}: {told}\n")
-        sys.stdout.flush()
-
-
-def _title(cell: Cell) -> str:
-    configuration = cell.configuration
-    shard = f", shard {cell.shard}" if cell.shard else ""
-    full = "" if configuration.kept.n_dropped else " (full model)"
-    return f"{configuration.method} at layer {', '.join(configuration.labels)}{full}{shard}"
 
 
 def _summarize(options: SummarizeOptions) -> int:
