@@ -128,7 +128,16 @@ def test_a_token_that_only_a_layer_rules_out_makes_the_divergence_infinite() -> 
         ("kl", "reverse_kl", "js", "entropy"), 0, torch.tensor([-1]), torch.zeros(0, dtype=torch.long), 3, 1
     )
     states = torch.stack([q, p])
-    found = measure(states, states, ask, transform=lambda h, _: h, unembed=lambda h, _: h, kept=Kept()).values
+    found = measure(
+        states,
+        states,
+        ask,
+        transform=lambda h, _: h,
+        norm=lambda h: h,
+        unembed=lambda h, _: h,
+        weight=None,
+        kept=Kept(),
+    ).values
     assert found["kl"][:, 0].tolist() == [torch.inf, 0.0]
     assert found["reverse_kl"][:, 0].tolist() == pytest.approx([np.log(2), 0.0])
     assert found["js"][:, 0].tolist() == pytest.approx([1.5 * np.log(2) - 0.75 * np.log(3), 0.0], abs=1e-6)

@@ -96,17 +96,34 @@ class Ask:
 
 
 class _Final:
-    """The final law of one chunk: what every layer is compared with."""
+    """The final law p of one chunk: what every layer is compared with.
 
-    def __init__(self, logits: Tensor, k: int, keep_probs: bool) -> None:
+    Where logits are states times weights W [V, d] and nothing else, sum_v p_v z_v = h . (p W): the mean of W's rows is
+    made once, and what KL needs of a layer's logits, but their logsumexp, is a product of two vectors of length d.
+    """
+
+    def __init__(self, logits: Tensor, states: Tensor, weight: Tensor | None, ask: Ask) -> None:
+        """Logits [c, V] of the normed states [c, d]; `weight` [V, d] makes them, or None if it takes more than that."""
         self.logits = logits
         peak = logits.amax(-1, keepdim=True)
         probs = logits - peak
         probs.exp_()
         total = probs.sum(-1, keepdim=True)
         self.lse = (peak + total.log())[:, 0]
-        self.probs = probs.div_(total) if keep_probs else None
-        self.top = logits.topk(max(k, 1), dim=-1).indices  # [c, k]
+        one = ask.top_k < 2  # argmax takes a fifth of the time of topk
+        self.top = (
+            logits.argmax(-1, keepdim=True) if one else logits.topk(ask.top_k, dim=-1).indices
+        )  # [c, k]
+        needs = {"kl", "js"} & set(ask.metrics)
+        self.probs = probs.div_(total) if needs else None
+        self.states = states
+        self.mean = probs @ weight if "kl" in needs and weight is not None else None
+        if needs == {"kl"} and self.mean is not None:
+            self.probs = None
+
+    def mean_difference(self, states: Tensor) -> Tensor | None:
+        """[c] sum_v p_v (z_p - z)_v of a layer's normed states [c, d]; None where it takes the logits themselves."""
+        return None if self.mean is None else ((self.states - states) * self.mean).sum(-1)
 
 
 class Kept:
@@ -139,8 +156,11 @@ class Numbers:
         self.top_logprobs = torch.zeros(shape, device=device)
         self.needs = set(ask.metrics)
 
-    def fill(self, layer: int, start: int, z: Tensor, final: _Final, gold: Tensor) -> None:
-        """Measure one layer's logits z [c, V] at the positions from `start` on; z is left as it is."""
+    def fill(self, layer: int, start: int, z: Tensor, states: Tensor, final: _Final, gold: Tensor) -> None:
+        """Measure one layer's logits z [c, V] of normed states [c, d] at the positions from `start` on.
+
+        z is left as it is.
+        """
         kind, size = z.device.type, z.shape[0]
         rows = max(1, _SCRATCH_BYTES.get(kind, _SCRATCH_ON_DEVICE) // (4 * z.shape[1]))
         scratch = z.new_empty(min(rows, size), z.shape[1])
@@ -151,6 +171,8 @@ class Numbers:
                 z[part], final, part, gold[part], scratch[: part.stop - part.start], (layer, cells)
             ):
                 self.values[name][layer, cells] = value
+        if (difference := final.mean_difference(states)) is not None:
+            self.values["kl"][layer, start : start + size] += difference
 
     def _rows(
         self, z: Tensor, final: _Final, part: slice, gold: Tensor, scratch: Tensor, place: tuple[int, slice]
@@ -198,7 +220,8 @@ class Numbers:
         """Entropy and divergences. `scratch` holds exp(z - max z), whose sum is `total`, and is used up.
 
         It is never 0, not even where z is minus infinity: there z itself tells.
-        With p = exp(z_p - lse_p) and q = exp(z - lse): KL(p || q) = sum p (z_p - z) - lse_p + lse.
+        With p = exp(z_p - lse_p) and q = exp(z - lse): KL(p || q) = sum p (z_p - z) - lse_p + lse. The sum is left out
+        where `final.mean_difference` gives it.
         """
         needs, found = self.needs, []
         if "reverse_kl" in needs:
@@ -214,7 +237,9 @@ class Numbers:
             found.append(("js", (summed(left, p) + summed(right, z, -torch.inf)) / 2))
         if "entropy" in needs:
             found.append(("entropy", lse - summed(scratch.mul_(z), z, -torch.inf) / total))
-        if "kl" in needs:
+        if "kl" in needs and final.mean is not None:
+            found.append(("kl", lse - lse_p))
+        elif "kl" in needs:
             assert final.probs is not None
             p = final.probs[part]
             torch.sub(z_p, z, out=scratch)
@@ -259,7 +284,9 @@ def measure(
     ask: Ask,
     *,
     transform: Callable[[Tensor, int], Tensor],
+    norm: Callable[[Tensor], Tensor],
     unembed: Callable[[Tensor, Tensor | None], Tensor],
+    weight: Tensor | None,
     kept: Kept,
 ) -> Numbers:
     """All metrics of all layers.
@@ -269,28 +296,34 @@ def measure(
         raw: [L, T, d] the model's own, of which the last one is the final layer's; it is read as it is.
         ask: What to compute.
         transform: From [n, d] states and a layer (-1 for the embeddings) to the states that are read.
-        unembed: From [n, d] states, and memory [n, V] that may be used, to [n, V] logits, the final norm included.
+        norm: The final norm.
+        unembed: From [n, d] normed states, and memory [n, V] that may be used, to [n, V] logits.
+        weight: [V, d] where logits are `states @ weight.T` and nothing else, None otherwise.
         kept: Memory of the reading before, if there was one.
     """
     layers, positions = raw.shape[:2]
     numbers = Numbers(layers, positions, ask, hidden.device)
-    keep_probs = bool({"kl", "js"} & numbers.needs)
-
     chunk = min(ask.rows, positions)
     for start in range(0, positions, chunk):
         stop = min(start + chunk, positions)
-        last = unembed(raw[-1, start:stop], None)
-        final = _Final(last.float()[:, : ask.width], max(ask.top_k, 1), keep_probs)
+        states = norm(raw[-1, start:stop])
+        last = unembed(states, None)
+        full = (
+            weight is not None and weight.dtype.itemsize >= 4
+        )  # half precision rounds the logits themselves
+        rows = weight[: ask.width] if weight is not None and full else None
+        final = _Final(last.float()[:, : ask.width], states, rows, ask)
         gold = ask.gold[start:stop]
         together = _layers_together(ask.rows, stop - start, last.element_size())
         out = kept.take(min(together, layers - 1) * (stop - start), last)
         for first in range(0, layers - 1, together):
             group = range(first, min(first + together, layers - 1))
-            states = torch.cat([transform(hidden[i, start:stop], i - 1) for i in group])
-            z = unembed(states, out[: len(states)]).view(len(group), stop - start, -1)
-            for place, layer in enumerate(group):
-                numbers.fill(layer, start, z[place, :, : ask.width].float(), final, gold)
-        numbers.fill(layers - 1, start, final.logits, final, gold)
+            states = norm(torch.cat([transform(hidden[i, start:stop], i - 1) for i in group]))
+            z = unembed(states, out[: len(states)])
+            parts = zip(group, torch.split(states, stop - start), torch.split(z, stop - start), strict=True)
+            for layer, some, logits in parts:
+                numbers.fill(layer, start, logits[:, : ask.width].float(), some, final, gold)
+        numbers.fill(layers - 1, start, final.logits, final.states, final, gold)
     if "geometry" in numbers.needs:
         _geometry(raw, numbers)
     return numbers

@@ -147,7 +147,14 @@ class Lens:
             whole = chosen == list(range(hidden.shape[1]))
             hidden, raw = (s if whole else s[:, chosen] for s in (hidden, states.hidden))
             numbers = measure(
-                hidden, raw, ask, transform=self.transform, unembed=self._unembed, kept=self._kept
+                hidden,
+                raw,
+                ask,
+                transform=self.transform,
+                norm=self.lm.anatomy.norm,
+                unembed=self.lm.unembed,
+                weight=self.lm.anatomy.plain_weight(),
+                kept=self._kept,
             )
         return make_grid(
             self.lm,
@@ -160,9 +167,6 @@ class Lens:
             last_kl=last_kl,
             replay=replay,
         )
-
-    def _unembed(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        return self.lm.unembed(self.lm.anatomy.norm(hidden), out)
 
     def _replay(self, reading: Reading, states: States) -> float | None:
         """Mean difference of the recorded log-probabilities to those of this reading, in nats.
@@ -177,7 +181,7 @@ class Lens:
         with torch.no_grad():
             for start in range(0, len(places), rows):
                 part = places[start : start + rows]
-                law = self._unembed(states.hidden[-1, part]).float().log_softmax(-1)
+                law = self.lm.unembed(self.lm.anatomy.norm(states.hidden[-1, part])).float().log_softmax(-1)
                 ids = torch.tensor([[reading.gold[i]] for i in part], device=law.device)
                 known = torch.tensor([reading.logprobs[i] for i in part])
                 differences.append((law.gather(-1, ids)[:, 0].cpu() - known).abs())

@@ -193,7 +193,9 @@ def _values(
         hidden,
         ask,
         transform=transform,
-        unembed=lambda h, out: lm.unembed(lm.anatomy.norm(h), out),
+        norm=lm.anatomy.norm,
+        unembed=lm.unembed,
+        weight=lm.anatomy.plain_weight(),
         kept=Kept(),
     )
     return numbers.values

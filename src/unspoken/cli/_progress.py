@@ -1,7 +1,9 @@
-"""The running line of an evaluation: on a terminal only, so that logs stay clean."""
+"""Running lines of long work: on a terminal only, so that logs stay clean."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,15 @@ from rich.progress import (
 
 if TYPE_CHECKING:
     from unspoken.evaluation.records import ResultRow, Summary
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that is told as `(done, total)`; on stderr, and gone at the end."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        line = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(line, completed=done, total=total)
 
 
 class RunningLine:

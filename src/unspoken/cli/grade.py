@@ -35,20 +35,11 @@ def grade_command(words: list[str]) -> int:
     (options,) = second_stage(first_stage("grade", words), [Part(GradeOptions)], DESCRIPTION)
     if options.limit < 0:
         raise ConfigError(f"limit must be at least 0, not {options.limit}.")
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from unspoken.cli._progress import counting
     from unspoken.evaluation.grading import grader_lines, regrade
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        line = progress.add_task("grading", total=None)
-        run = regrade(
-            options.run,
-            options.grader,
-            options.extract,
-            on_row=lambda done, total: progress.update(line, completed=done, total=total),
-        )
+    with counting("grading") as on_row:
+        run = regrade(options.run, options.grader, options.extract, on_row=on_row)
     sys.stdout.write(
         f"{run.name}: {len(run.rows)} answers\n" + "\n".join(grader_lines(run, options.limit)) + "\n"
     )

@@ -14,6 +14,8 @@ from unspoken.cli._live import printable
 from unspoken.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
+    from unspoken.evaluation.comparison import Comparison
+    from unspoken.evaluation.likelihood import Likelihoods
     from unspoken.evaluation.records import ResultRow, Run
 
 STYLES = {"correct": "green", "wrong": "red", "unparsed": "yellow", "truncated": "yellow", "ungraded": ""}
@@ -27,6 +29,8 @@ class CompareOptions:
 
     runs: tuple[str, ...] = option(positional="DIR")
     """Two or more folders of `unspoken eval`; the first is the baseline."""
+    likelihood: str | None = None
+    """Also the sum of log p of each answer under this model, in float32, and paired differences."""
 
 
 def compare_command(words: list[str]) -> int:
@@ -40,8 +44,23 @@ def compare_command(words: list[str]) -> int:
         )
     import unspoken
 
-    sys.stdout.write(f"{unspoken.compare(*options.runs)}\n")
+    comparison = unspoken.compare(*options.runs)
+    sys.stdout.write(f"{comparison}\n")
+    if options.likelihood is not None:
+        sys.stdout.write(f"\n{_likelihoods(comparison, options.likelihood)}\n")
     return 0
+
+
+def _likelihoods(comparison: Comparison, model: str) -> Likelihoods:
+    import unspoken
+    from unspoken.cli._progress import counting
+    from unspoken.evaluation.likelihood import check, likelihoods
+
+    names = [entry.name for entry in comparison.entries]
+    check(comparison.runs, names)
+    lm = unspoken.load(model, dtype="float32")
+    with counting("log p") as on_answer:
+        return likelihoods(lm, comparison.runs, names, on_answer=on_answer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from unspoken.errors import ConfigError, RunError
 from unspoken.evaluation import _lines
 from unspoken.evaluation._folder import claim, grades_file, is_run_folder, read_folder, read_grades
 from unspoken.evaluation._text import percent, percent_interval, table
-from unspoken.evaluation.records import ResultRow, Run, grade_to_dict
+from unspoken.evaluation.records import ResultRow, Run, grade_to_dict, recorded_task
 from unspoken.tasks._base import Task
 from unspoken.types import Example, Grade
 
@@ -202,14 +202,11 @@ def _task(run: Run, grader: str, extract: str) -> Task:
     cls = TASKS.find(recorded.get("name", ""))
     if not cls.gradable:
         raise ConfigError(f"The task {recorded['name']!r} only generates: its answers have no grade.")
-    names = configs.to_dict(cls()).keys()
-    values = {key: value for key, value in recorded.items() if key in names}
-    if "grader" in names:
-        values |= {"grader": grader, "extract": extract}
-    elif grader != "default" or extract != "auto":
+    if "grader" in configs.to_dict(cls()):
+        return recorded_task(run, grader=grader, extract=extract)
+    if grader != "default" or extract != "auto":
         raise ConfigError(
             f"The task {recorded['name']!r} has one grader, and reads answers in one way.",
             f"Run: unspoken grade {run.path} --grader default",
         )
-    task: Task = configs.from_dict(cls, values)
-    return task
+    return recorded_task(run)

@@ -12,6 +12,7 @@ from unspoken import config
 from unspoken.discovery import TASKS
 from unspoken.errors import UnspokenError
 from unspoken.evaluation import stats
+from unspoken.tasks._base import Task
 from unspoken.types import Example, Generation, Grade, Status, Usage
 
 SCHEMA_VERSION = 1
@@ -366,7 +367,7 @@ class Run:
 
     def _equivalence(self) -> Callable[[str, str], bool]:
         if self.equivalent is None:
-            self.equivalent = _task_equivalence(self.config.get("task", {}))
+            self.equivalent = _task_equivalence(self)
         return self.equivalent
 
     def __str__(self) -> str:
@@ -375,16 +376,25 @@ class Run:
         return "\n".join(summary_lines(self))
 
 
-def _task_equivalence(recorded: Mapping[str, Any]) -> Callable[[str, str], bool]:
+def recorded_task(run: Run, **changed: Any) -> Task:
+    """The task that a run's configuration names, with some of its fields changed.
+
+    Raises:
+        ConfigError: If it names none, or one that is not installed.
+    """
+    recorded = run.config.get("task", {})
+    cls = TASKS.find(recorded.get("name", ""))
+    names = config.to_dict(cls()).keys()
+    task: Task = config.from_dict(cls, {k: v for k, v in recorded.items() if k in names} | changed)
+    return task
+
+
+def _task_equivalence(run: Run) -> Callable[[str, str], bool]:
     """The equivalence of the recorded task, or equality of texts where the task is not installed."""
     try:
-        cls = TASKS.find(recorded.get("name", ""))
-        names = config.to_dict(cls()).keys()
-        task = config.from_dict(cls, {k: v for k, v in recorded.items() if k in names})
+        return recorded_task(run).equivalent
     except (UnspokenError, TypeError):
         return lambda a, b: a == b
-    found: Callable[[str, str], bool] = task.equivalent
-    return found
 
 
 def _mean(values: list[float]) -> float:

@@ -54,12 +54,15 @@ class Anatomy:
         """From the head's output to the model's logits, same shape."""
         return _transform(raw, self.scale, self.softcap)
 
-    def is_plain_product(self) -> bool:
-        """Whether the logits are states times the head's weights and nothing else (no bias, scale, cap or hook)."""
+    def plain_weight(self) -> Tensor | None:
+        """Weights W [V, D] where the logits are states times W.T and nothing else (no bias, scale, cap or hook)."""
         head = self.head
         hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
         plain = type(head) is nn.Linear and head.bias is None and not hooked
-        return plain and self.scale == 1.0 and self.softcap is None
+        if not plain or self.scale != 1.0 or self.softcap is not None:
+            return None
+        weight: Tensor = head.weight  # type: ignore[assignment]
+        return weight
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:

@@ -249,8 +249,7 @@ class CausalLM:
             out: Memory [n, V] in the dtype of the logits, which is used where the head is a matrix product and nothing
                 else. Without gradients only.
         """
-        if out is not None and self.anatomy.is_plain_product():
-            weight: Tensor = self.anatomy.head.weight  # type: ignore[assignment]
+        if out is not None and (weight := self.anatomy.plain_weight()) is not None:
             return torch.mm(hidden, weight.T, out=out)
         return self.anatomy.logits_transform(self.anatomy.head(hidden))
 
