@@ -57,7 +57,7 @@ def separators(ids: Tensor, eos: int, which: int) -> Tensor:
     found = []
     for row in ids:
         found.append(row.eq(eos).nonzero(as_tuple=True)[0][which].item())
-    return torch.tensor(found)
+    return torch.tensor(found, device=ids.device)
 
 
 def offset(smoothing: float) -> int:
@@ -83,8 +83,8 @@ def edit(ids: Tensor, labels: Tensor, removal: Sequence[int], eos: int) -> tuple
         kept_labels = torch.cat([labels[i, :start], labels[i, resume:end]])
         rows.append((kept_ids, kept_labels))
     width = max(len(kept) for kept, _ in rows)
-    new_ids = torch.full((len(rows), width), eos)
-    new_labels = torch.full((len(rows), width), IGNORE)
+    new_ids = torch.full((len(rows), width), eos, device=ids.device)
+    new_labels = torch.full((len(rows), width), IGNORE, device=ids.device)
     for i, (kept_ids, kept_labels) in enumerate(rows):
         new_ids[i, : len(kept_ids)] = kept_ids
         new_labels[i, : len(kept_labels)] = kept_labels
@@ -131,6 +131,7 @@ def training(
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     step, scheduled, empty = 0, remove, False
+    device = next(model.parameters()).device
     while True:
         for ids, labels in loader:
             due = remove + (step // steps_per_token if steps_per_token else 0)
@@ -138,8 +139,8 @@ def training(
                 optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
             scheduled = due
             removal = [scheduled + offset(smoothing) for _ in range(len(ids))]
-            ids, labels, empty = edit(ids, labels, removal, eos)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            ids, labels, empty = edit(ids.to(device), labels.to(device), removal, eos)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 loss, _ = loss_and_accuracy(model, ids, labels)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -166,12 +167,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and token accuracy of the edited rows, and exact match by `generate` over left-padded static batches."""
     eos = tokenizer.eos_token_id
-    rows, right = Rows(lines, tokenizer), 0
+    rows, right, device = Rows(lines, tokenizer), 0, model.device
     nll, correct, total = 0.0, 0.0, 0
     for first in range(0, len(lines), batch_size):
         batch = lines[first : first + batch_size]
         ids, labels = collate([rows[first + i] for i in range(len(batch))], eos)
-        ids, labels, _ = edit(ids, labels, [remove] * len(batch), eos)
+        ids, labels, _ = edit(ids.to(device), labels.to(device), [remove] * len(batch), eos)
         loss, accuracy = loss_and_accuracy(model, ids, labels)
         number = int(labels[:, 1:].ne(IGNORE).sum())
         nll, correct, total = nll + loss.item() * number, correct + accuracy * number, total + number
@@ -182,8 +183,8 @@ def evaluate(
         ids = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         produced = model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(device),
+            attention_mask=mask.to(device),
             do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=None,

@@ -71,8 +71,8 @@ def generate(lm: Any, prompts: list[str], batch: int, length: int, *, temperatur
         lm.model.generation_config.eos_token_id = ends
         with torch.no_grad():
             out = lm.model.generate(
-                padded,
-                attention_mask=mask,
+                padded.to(lm.device),
+                attention_mask=mask.to(lm.device),
                 max_new_tokens=length,
                 pad_token_id=0,
                 eos_token_id=ends,

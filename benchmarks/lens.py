@@ -43,11 +43,11 @@ def plain(lm: Any, ids: list[int]) -> torch.Tensor:
     """[L, T] KL as in a notebook; the last hidden state is normed already."""
     norm, head = lm.anatomy.norm, lm.anatomy.head
     with torch.no_grad():
-        out = lm.model(torch.tensor([ids]), output_hidden_states=True)
+        out = lm.model(torch.tensor([ids], device=lm.device), output_hidden_states=True)
         states = torch.cat([norm(torch.cat(out.hidden_states[:-1])), out.hidden_states[-1]])
         logq = head(states).log_softmax(-1)  # [L, T, V]
         logp = out.logits[0].log_softmax(-1)  # [T, V]
-        return (logp.exp() * (logp - logq)).sum(-1)
+        return (logp.exp() * (logp - logq)).sum(-1).cpu()
 
 
 def work(lm: Any, rows: list[list[int]], variant: str) -> Callable[[], list[Any]]:
@@ -58,7 +58,9 @@ def work(lm: Any, rows: list[list[int]], variant: str) -> Callable[[], list[Any]
 
 
 def peak() -> float:
-    """Peak resident MiB of this process so far (not getrusage: its peak is inherited from the parent)."""
+    """Peak MiB of the GPU, or resident of this process (not getrusage: its peak is inherited from the parent)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -67,9 +69,12 @@ def peak_of(variant: str, model: str, n: int) -> None:
     lm = un.load(model, dtype="float32")
     rows = prompts(lm, n)
     with torch.no_grad():
-        lm.model(torch.tensor([rows[0][:8]]))
+        lm.model(torch.tensor([rows[0][:8]], device=lm.device))
     # Loading peaks above what the model takes: the mark is set back to what is held now.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = peak()
     if variant != "model":
         work(lm, rows, variant)()
@@ -134,13 +139,14 @@ def main() -> None:
         peak_of(args.peak_of, args.model, args.prompts)
         return
     threads = torch.get_num_threads()
-    print(f"{args.model}, float32, {args.prompts} prompts of {LENGTH} tokens, {threads} threads")
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} threads"
+    print(f"{args.model}, float32, {args.prompts} prompts of {LENGTH} tokens, {where}")
     variants = list(VARIANTS if args.all else VARIANTS[:2])
     results = {"speed": speed(args.model, args.prompts, args.rounds, variants)}
     results["memory"] = memory(args.model, min(args.prompts, 2))
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "lens.json"
-    path.write_text(json.dumps({"threads": threads, "torch": torch.__version__, **results}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": where, "torch": torch.__version__, **results}, indent=1) + "\n")
     print(f"Saved {path}")
 
 

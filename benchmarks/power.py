@@ -56,7 +56,7 @@ def naive(lm: Any, prompts: list[list[int]], s: PowerSampling, total: int, seed:
     target = s.target
 
     def draw(prompt: list[int], kept: list[int], cap: int) -> tuple[list[int], list[float]]:
-        ids = torch.tensor([prompt + kept])
+        ids = torch.tensor([prompt + kept], device=lm.device)
         out = lm.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                          # everything, about 20 minutes on one core
     python benchmarks/training.py --parts tiny --repeats 5
+    python benchmarks/training.py --parts tiny gpt2 --device cuda
 
 Every figure is a ratio from one interleaved run: the variants of a cell take turns. The ratio is of their best
 rounds; the range beside it is that of the rounds taken in pairs, and shows how quiet the machine was. Parts:
@@ -50,6 +51,7 @@ PARTS = ("tiny", "gpt2", "run", "evaluate")
 INF = float("inf")
 STAGES = {"whole chain": (0, 0.0), "no chain": (plain.ALL, INF)}
 """What is removed: in the port's terms, and in ours."""
+DEVICE = "cpu"
 RUN_STEPS = 200
 TRAIN, HELD_OUT = 4096, 512
 Cell = dict[str, dict[str, Any]]
@@ -101,14 +103,14 @@ def gpt2(tokenizer: Any, **shape: int) -> GPT2LMHeadModel:
         **shape,
     )
     torch.manual_seed(0)
-    return GPT2LMHeadModel(config).train()
+    return GPT2LMHeadModel(config).to(DEVICE).train()
 
 
 def tiny(rows: list[Chain], *, seed: int = 0) -> CausalLM:
     """The tiny model that `unspoken train --model tiny` makes."""
     tokenizer = compact_tokenizer(chain.line.replace("||", " ") for chain in rows)
     model = tiny_model("tiny", tokenizer, layers=2, width=128, heads=4, max_positions=128, seed=seed)
-    return CausalLM(model.train(), tokenizer, source="tiny")
+    return CausalLM(model.to(DEVICE).train(), tokenizer, source="tiny")
 
 
 def prepare(lm: CausalLM, train: list[Chain], valid: list[Chain], start: float, batch_size: int) -> Work:
@@ -129,9 +131,11 @@ def ours(
     for epoch in count():
         for rows in work.plan(epoch, batch_size, seed=0):
             batch = work.batch(t, rows, torch.Generator().manual_seed(t))
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            items = work.items(batch)
+            batch = {name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()}
+            with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16):
                 loss = work.loss(model, batch, detailed=t % 100 == 99)
-            mean = loss.total / work.items(batch)
+            mean = loss.total / items
             mean.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -152,14 +156,21 @@ def steps(training: Iterator[float], batch_size: int, number: int) -> Callable[[
     return work
 
 
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def interleave(variants: dict[str, Callable[[], int]], repeats: int) -> Cell:
     """Run the variants in turns; the first is the baseline of the ratios."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     rows: dict[str, int] = {}
     for _ in range(repeats):
         for name, work in variants.items():
+            synchronize()
             start = time.perf_counter()
             rows[name] = work()
+            synchronize()
             seconds[name].append(time.perf_counter() - start)
     base = next(iter(variants))
     rates = {name: [rows[name] / s for s in taken] for name, taken in seconds.items()}
@@ -277,7 +288,7 @@ def part_run(repeats: int) -> dict[str, Cell]:
                     precision=precision,
                     eval_every=0,
                     save_every=0,
-                    device="cpu",
+                    device=DEVICE,
                 )  # type: ignore[arg-type]
                 un.train(
                     method,
@@ -358,10 +369,15 @@ def main() -> None:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
+    global DEVICE
+    DEVICE = args.device
     random.seed(0)
-    results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "parts": {}}
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    results: dict[str, Any] = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    results["parts"] = {}
     args.output.mkdir(parents=True, exist_ok=True)
     parts = {"tiny": part_tiny, "gpt2": part_gpt2, "run": part_run, "evaluate": part_evaluate}
     for name in args.parts:

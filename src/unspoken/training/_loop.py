@@ -63,10 +63,11 @@ class Loop(transformers.Trainer):
         self.trained_module, self.trained = module, module.trained
         super().__init__(model=module, args=args, callbacks=[hooks], optimizer_cls_and_kwargs=work.optimizer)
         module.sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_deepspeed_enabled and options.precision == "bf16":
+            module.forward = torch.autocast(args.device.type, torch.bfloat16)(module.forward)  # type: ignore[method-assign]
         self.remove_callback(PrinterCallback)
         hooks.loop = self
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self._sees_grads = not self.is_deepspeed_enabled
 
     # What the Trainer asks for
 
@@ -113,14 +114,9 @@ class Loop(transformers.Trainer):
         final = max((i for i, micro in enumerate(window) if micro.items), default=len(window) - 1)
         for position, micro in enumerate(window):
             if position and self._resets():
-                if self._sees_grads:
-                    # What is pending is a step of its own: it was divided by the items of the whole window.
-                    scale_gradients(model, items / done if done else 1.0)
-                    self.accelerator.gradient_state._set_sync_gradients(
-                        True
-                    )  # else the step would be left out
-                    break
-                self._reset_optimizer()  # DeepSpeed keeps its gradients to itself: they go into the next step
+                # What is pending is a step of its own: it was divided by the items of the whole window.
+                self._flush(model, window[:position], items / done if done else 1.0)
+                break
             here.pending = None
             last = position == final
             self._micro_step(model, micro, items, last=last, detailed=logged)
@@ -151,6 +147,25 @@ class Loop(transformers.Trainer):
         generator = torch.Generator().manual_seed(draw_seed(self.options.seed, t))
         batch = self.work.batch(t, rows, generator)
         return Micro(t, rows, batch, float(self.work.items(batch)))
+
+    def _flush(self, model: nn.Module, pending: list[Micro], factor: float) -> None:
+        """Let the micro-batches that are pending be a whole step, their gradients multiplied by `factor`."""
+        self.accelerator.gradient_state._set_sync_gradients(True)  # else the step would be left out
+        if not self.is_deepspeed_enabled:
+            scale_gradients(model, factor)
+            return
+        with_items = [micro for micro in pending if micro.items]
+        if not with_items:
+            return
+        from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+
+        # DeepSpeed shows its gradients after the last backward pass of a step alone: this one adds nothing.
+        engine: Any = model
+        engine.set_gradient_accumulation_boundary(True)
+        engine.backward(engine(self._share(with_items[0].batch)[0], False)[0] * 0.0, **self._backward)
+        for parameter in self.trained:
+            safe_set_full_grad(parameter, safe_get_full_grad(parameter) * factor)
+        engine.step()
 
     def _micro_step(
         self, model: nn.Module, micro: Micro, items: float, *, last: bool, detailed: bool

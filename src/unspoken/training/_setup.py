@@ -55,14 +55,38 @@ def _options(defaults: dict[str, Any], given: dict[str, Any]) -> Options:
     return Options(**{key: value for key, value in defaults.items() if key not in meant}, **given)
 
 
+def deepspeed_wanted() -> bool:
+    """Whether the launcher asks for DeepSpeed.
+
+    Raises:
+        MissingExtraError: If it does, and DeepSpeed is not installed.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in ("1", "t", "true", "y", "yes", "on"):
+        return False
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError(
+            "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed, which is not installed.",
+            "Run: DS_BUILD_OPS=0 pip install deepspeed",
+        )
+    return True
+
+
 def arguments(options: Options, output: Path) -> TrainingArguments:
-    """What the Trainer is told: devices, precision and AdamW; the rest is `Loop`'s."""
+    """What the Trainer is told: devices, precision and AdamW; the rest is `Loop`'s.
+
+    Raises:
+        MissingExtraError: If the launcher asks for DeepSpeed, and it is not installed.
+    """
+    deepspeed, use_cpu = deepspeed_wanted(), options.device == "cpu" or not torch.cuda.is_available()
+    if deepspeed and use_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it looks for devices by itself
     arguments = TrainingArguments(
         output_dir=str(output),
         run_name=output.name,
         project="unspoken",
-        use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
-        bf16=options.precision == "bf16",
+        use_cpu=use_cpu,
+        # Told, DeepSpeed would keep the model itself in bfloat16, and save it so: `Loop` casts instead.
+        bf16=options.precision == "bf16" and not deepspeed,
         # Told to DeepSpeed, which multiplies it by the processes; the trainer itself cuts batches in `Loop`.
         per_device_train_batch_size=max(1, options.batch_size // int(os.environ.get("WORLD_SIZE", "1"))),
         max_steps=2**40,  # `Loop` says when it is over
