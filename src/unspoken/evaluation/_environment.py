@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from unspoken import __version__
+
 
 def environment(device: Any) -> dict[str, Any]:
     """Versions of what computes, the machine in words, and the commit of the working directory if it has one.
@@ -20,7 +22,8 @@ def environment(device: Any) -> dict[str, Any]:
 
     cuda = getattr(device, "type", str(device)) == "cuda"
     return {
-        **{name: _version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
+        "unspoken": __version__,  # also where the package is only on the path, without metadata
+        **{name: _version(name) for name in ("torch", "transformers", "numpy")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

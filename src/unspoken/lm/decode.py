@@ -9,17 +9,21 @@ In a step three things are switched on for a single forward and off again after 
   than inputs) 0.55 to 0.75 from 6 to 15 rows; elsewhere it loses up to 2 times. In bfloat16 a single row as a
   matrix-vector product takes 0.65 to 0.85 of the time, and nothing else helps;
 * root-mean-square norms as one kernel, where that gives what the model's own module gives.
+
+On a GPU cuDNN's attention is left out: it makes a plan for every new number of rows and columns, which takes longer than
+the step, and each step has a column more than the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 
 from unspoken.errors import ModelError
@@ -32,6 +36,7 @@ IMPLEMENTATION = "unspoken_ragged"
 _HARMLESS = ("position_ids", "cache_position")
 SWAPPED_ROWS = range(12, 49)
 SWAPPED_ROWS_OF_HEAD = range(6, 16)
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 HEAD_ASPECT = 8  # a layer with this many times more outputs than inputs counts as a head
 
 Gap = tuple[int, int]
@@ -240,8 +245,10 @@ class Decoder:
             model.eval()
         # What the head reads is the final hidden state; keeping a reference to it costs nothing.
         hook = self.lm.anatomy.head.register_forward_pre_hook(self._keep_hidden)
+        kernels = sdpa_kernel(KERNELS) if self.lm.device.type == "cuda" else nullcontext()
         try:
-            out = model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            with kernels:
+                out = model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         finally:
             hook.remove()
             if training:

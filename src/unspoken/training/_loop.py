@@ -157,7 +157,10 @@ class Loop(transformers.Trainer):
         with_items = [micro for micro in pending if micro.items]
         if not with_items:
             return
-        from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+        from deepspeed.utils import (  # type: ignore[import-not-found, unused-ignore]
+            safe_get_full_grad,
+            safe_set_full_grad,
+        )
 
         # DeepSpeed shows its gradients after the last backward pass of a step alone: this one adds nothing.
         engine: Any = model

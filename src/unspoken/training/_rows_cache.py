@@ -116,11 +116,12 @@ def save(folder: Path, arrays: Arrays) -> None:
     written is a warning.
     """
     sums = np.array([_checksum(array) for array in arrays], dtype=np.uint32)
+    contents: list[NDArray[Any]] = [*arrays, sums]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            for name, array in zip(_FILES, (*arrays, sums), strict=True):
+            for name, array in zip(_FILES, contents, strict=True):
                 np.save(work / f"{name}.npy", array, allow_pickle=False)
             work.chmod(0o755)
             try:

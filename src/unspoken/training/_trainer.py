@@ -15,6 +15,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from unspoken import __version__
 from unspoken.errors import ConfigError, require
 from unspoken.lm.model import CausalLM
 from unspoken.training import _checkpoints as checkpoints
@@ -187,6 +188,14 @@ class _Run:
                 raise ConfigError(
                     "Adapters (lora_r) and lenses are trained on one process, or on several with DDP."
                 )
+            if (
+                self.loop.is_deepspeed_enabled
+                and self.loop.accelerator.state.deepspeed_plugin.zero_stage == 3
+            ):
+                raise ConfigError(
+                    "DeepSpeed's stage 3 cuts up the weights, which is not supported.",
+                    "Use zero_stage: 2, or recipes/accelerate/fsdp.yaml.",
+                )
             if not self.loop.over:
                 self.loop.train()
             if (most := self.options.max_flops) is not None and progress.flops < most:
@@ -353,7 +362,10 @@ class _Run:
             "epoch": self.progress.t / self.loop.epoch_length,
             "curriculum": self.work.curriculum(max(self.progress.t - 1, 0)),
             "scores": dict(self.progress.scores),
-            "versions": {name: version(name) for name in ("unspoken", "torch", "transformers")},
+            "versions": {
+                "unspoken": __version__,
+                **{name: version(name) for name in ("torch", "transformers")},
+            },
         }
 
     def _row(self, event: str, values: dict[str, Any]) -> None:

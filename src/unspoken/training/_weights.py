@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unspoken.errors import ConfigError
 from unspoken.lm import checkpoint
 from unspoken.lm.model import CausalLM
 from unspoken.lm.sources import quiet
@@ -173,8 +174,7 @@ class Weights:
         if loop.is_fsdp_enabled:
             loop._load_optimizer_and_scheduler(str(saved.folder / "trainer"))
         elif loop.is_deepspeed_enabled:
-            engine: Any = loop.model_wrapped
-            engine.load_checkpoint(str(saved.folder / "trainer"), load_module_states=True)
+            _load_deepspeed(loop.model_wrapped, saved.folder / "trainer")
         else:
             assert loop.optimizer is not None
             loop.optimizer.load_state_dict(saved.optimizer)
@@ -202,6 +202,20 @@ class Weights:
         finally:
             for part in parts:
                 part.reshard()
+
+
+def _load_deepspeed(engine: Any, folder: Path) -> None:
+    from deepspeed.runtime.zero.utils import (  # type: ignore[import-not-found, unused-ignore]
+        ZeRORuntimeException,
+    )
+
+    advice = "Go on as the run was begun, or begin again with --resume never."
+    try:
+        found, _ = engine.load_checkpoint(str(folder))
+    except ZeRORuntimeException as error:
+        raise ConfigError(f"{folder} was written by another number of processes: {error}", advice) from error
+    if found is None:
+        raise ConfigError(f"{folder} was not written under DeepSpeed.", advice)
 
 
 def _without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
