@@ -1,6 +1,6 @@
 """Power sampling against the published way to run it, at the same law, side by side.
 
-    python benchmarks/power.py                    # SmolLM2, 16 problems; about 6 minutes on 2 cores
+    python benchmarks/power.py                    # SmolLM2, 16 problems; about 8 minutes on 2 cores
     python benchmarks/power.py --problems 4 --tokens 48
 
 The alternative is a naive loop of the same corrected rule: transformers' `generate`, one chain after the other, the
@@ -143,8 +143,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--block-size", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--mcmc-steps", type=int, default=3)
     parser.add_argument("--alpha", type=float, default=4.0)
     parser.add_argument("--no-naive", action="store_true", help="only ours, to profile it")
