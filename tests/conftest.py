@@ -18,7 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
 from tiny_models import FAMILIES, make_lm, make_model
+
+# Nothing is judged by its time: a busy machine takes as long as it takes.
+settings.register_profile("untimed")
+settings.load_profile("untimed")
 
 if TYPE_CHECKING:
     from unspoken.lm.model import CausalLM

@@ -144,6 +144,47 @@ def test_a_token_that_only_a_layer_rules_out_makes_the_divergence_infinite() -> 
     assert found["entropy"][:, 0].tolist() == pytest.approx([0.0, np.log(2)])
 
 
+@pytest.mark.parametrize("metrics", [("kl",), ("kl", "js"), ALL])
+def test_the_mean_row_of_the_head_is_the_sum_over_the_vocabulary(metrics: tuple[str, ...]) -> None:
+    """KL by a product of two vectors is KL by the logits, also of a part of the vocabulary."""
+    torch.manual_seed(0)
+    weight, states = torch.randn(300, 16), 2 * torch.randn(5, 7, 16)
+    ask = Ask(metrics, 0, torch.zeros(7, dtype=torch.long), torch.tensor([3]), 280, 3)
+    found = [
+        measure(
+            states,
+            states,
+            ask,
+            transform=lambda h, _: h,
+            norm=lambda h: h / 2,
+            unembed=lambda h, _: h @ weight.T,
+            weight=given,
+            kept=Kept(),
+        ).values
+        for given in (weight, None)
+    ]
+    logits = (states.double() / 2 @ weight.double().T)[..., :280].log_softmax(-1)
+    exact = (logits[-1].exp() * (logits[-1] - logits)).sum(-1)
+    for values in found:
+        torch.testing.assert_close(values["kl"].double(), exact, rtol=1e-5, atol=2e-5)
+    assert not torch.equal(found[0]["kl"], found[1]["kl"])  # two ways, not one
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_read_from_their_own_logits(dtype: torch.dtype) -> None:
+    lm = lens_lm("llama")
+    other = CausalLM(copy.deepcopy(lm.model).to(dtype), lm.tokenizer)
+    grid = LogitLens(other, metrics=("kl", "entropy"), top_k=0)(IDS)
+    with torch.no_grad():
+        states = read_states(other, other.embed(torch.tensor(IDS))).hidden
+        law = other.unembed(other.anatomy.norm(states)).double().log_softmax(-1)
+    expected = (law[-1].exp() * (law[-1] - law)).sum(-1)
+    np.testing.assert_allclose(grid.kl, expected.numpy(), rtol=1e-4, atol=2e-5)
+    assert (grid.kl[-1] == 0).all()
+
+
 def test_a_lens_that_has_read_other_rows_reads_as_a_new_one() -> None:
     lm = lens_lm("llama")
     used = LogitLens(lm, metrics=ALL)

@@ -14,9 +14,10 @@ import unspoken as un
 from unspoken.cli.main import main
 from unspoken.errors import ConfigError
 from unspoken.evaluation.likelihood import likelihoods, score
-from unspoken.evaluation.records import Run
+from unspoken.evaluation.records import Run, recorded_task
 
-COMMON = ["-m", "tiny-icot-modsum", "--n", "6", "--p", "5", "--limit", "8", "--quiet", "--dtype", "float32"]
+COMMON = ["-m", "tiny-icot-modsum", "--p", "5", "--limit", "8", "--quiet", "--dtype", "float32"]
+INNER = ["--inner-think-open", "user_suffix", "--temperature", "6"]
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three runs of the same problems; some answers end, and some are cut off."""
     root = tmp_path_factory.mktemp("likelihood")
     for name, words in {
-        "hot": ["cot", "--temperature", "6", "--max-new-tokens", "4", "--samples", "2"],
-        "power": ["power", "--alpha", "1", "--temperature", "8", "--mcmc-steps", "1", "--num-blocks", "1"],
-        "soft": ["soft", "--T-e", "4", "--max-new-tokens", "12"],
+        "hot": ["cot", "--n", "6", "--temperature", "6", "--max-new-tokens", "4", "--samples", "2"],
+        "vote": ["vote", "--task-n", "6", "--strategy-n", "3", *INNER, "--max-new-tokens", "4"],
+        "power": [
+            "power",
+            "--n",
+            "6",
+            "--alpha",
+            "1",
+            "--temperature",
+            "8",
+            "--mcmc-steps",
+            "1",
+            "--num-blocks",
+            "1",
+        ],
+        "soft": ["soft", "--n", "6", "--T-e", "4", "--max-new-tokens", "12"],
     }.items():
         assert main(["eval", "modsum", words[0], *COMMON, *words[1:], "-o", str(root / name)]) in (0, 1)
     return {path.name: path for path in root.iterdir()}
@@ -39,8 +53,8 @@ def lm() -> un.CausalLM:
 
 def naive(lm: un.CausalLM, run: Run, example: str, text: str, ended: bool) -> float:
     """One forward a token, no cache."""
-    task = {e.id: e for e in un.evaluation.records.recorded_task(run).examples()}
-    prompt = un.evaluation.records.recorded_task(run).prompt(task[example])
+    task = recorded_task(run)
+    prompt = task.prompt(next(e for e in task.examples() if e.id == example))
     ids, total = lm.tokens.encode_prompt(prompt), 0.0
     for token in [*lm.tokens.encode(text), *([-1] if ended else [])]:
         with torch.no_grad():
@@ -60,6 +74,16 @@ def test_it_is_what_a_loop_over_tokens_gives(lm: un.CausalLM, folders: dict[str,
             naive(lm, run, row.example, row.text, row.reason == "eos"), abs=1e-3
         )
         assert found.tokens[0][row.id] == len(lm.tokens.encode(row.text)) + (row.reason == "eos")
+
+
+def test_the_prompt_is_the_strategy_s_own(lm: un.CausalLM, folders: dict[str, Path]) -> None:
+    """An inner strategy may add to it."""
+    run = un.load_run(folders["vote"])
+    row, task = run.rows[0], recorded_task(run)
+    plain = lm.tokens.encode_prompt(task.prompt(task.examples()[0]))
+    value = likelihoods(lm, [run], ["vote"]).values[0][row.id]
+    assert value == score(lm, [*plain[:-1], *lm.tokens.encode("\n<think>"), plain[-1]], row)[0]
+    assert abs(value - score(lm, plain, row)[0]) > 1e-3
 
 
 def test_it_is_what_power_sampling_noted(lm: un.CausalLM, folders: dict[str, Path]) -> None:
@@ -102,7 +126,9 @@ def test_answers_after_thoughts_are_refused(
     assert "soft: 8 of 8 answers follow thoughts or forced tokens" in err and "leave out --likelihood" in err
 
 
-def test_what_cannot_be_scored_is_named(lm: un.CausalLM, folders: dict[str, Path]) -> None:
+def test_what_cannot_be_scored_is_named(
+    lm: un.CausalLM, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = un.load_run(folders["hot"])
     with pytest.raises(ConfigError, match="task was not recorded"):
         likelihoods(lm, [replace(run, config={})], ["hot"])
@@ -112,3 +138,11 @@ def test_what_cannot_be_scored_is_named(lm: un.CausalLM, folders: dict[str, Path
     with pytest.raises(ConfigError, match="positions, but the model reads"):
         score(lm, [5], replace(run.rows[0], text="1 + 2 = 3. " * 2000))
     assert score(lm, [5], replace(run.rows[0], text="", reason="length")) == (0.0, 0)
+    with pytest.raises(ConfigError, match="not recorded how its answers ended"):
+        likelihoods(lm, [replace(run, rows=[replace(run.rows[0], reason="")])], ["hot"])
+    with pytest.raises(ConfigError, match="it has no answers"):
+        likelihoods(lm, [replace(run, rows=[])], ["hot"])
+    monkeypatch.setattr(lm, "eos_ids", frozenset())
+    ended = next(row for row in run.rows if row.reason == "eos")
+    with pytest.raises(ConfigError, match="ended by an end token, but the model .* has none"):
+        score(lm, [5], ended)

@@ -34,7 +34,7 @@ def candidates(seed: int, rows: int, width: int, k: int, scale: float = 4.0) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31), k=st.integers(1, 12), zeros=st.integers(0, 11), alpha=st.floats(1e-9, 1e20)
 )
@@ -156,7 +156,7 @@ def test_broken_probabilities_raise_nothing(name: str) -> None:
 # Nucleus
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31), mass=st.floats(0.01, 1.0), cap=st.integers(1, 70), width=st.integers(1, 90)
 )

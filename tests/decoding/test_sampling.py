@@ -53,7 +53,7 @@ def reference(p: list[float], top_k: int, top_p: float, min_p: float) -> list[fl
     return [q[i] / mass if i in kept else 0.0 for i in range(len(p))]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=SEEDS,
     width=st.one_of(st.integers(1, 40), st.sampled_from([256, 257, 1400])),
@@ -100,7 +100,7 @@ def test_top_k_above_the_vocabulary_keeps_all() -> None:
     assert survivors([0.4, 0.3, 0.2, 0.1], top_k=9) == [0, 1, 2, 3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, width=st.integers(1, 3000), k=st.integers(1, 64))
 def test_top_k_is_exact(seed: int, width: int, k: int) -> None:
     k = min(k, width)
@@ -182,7 +182,7 @@ def test_a_law_that_is_not_one_gives_some_token(width: int) -> None:
         assert ((ids >= 0) & (ids < width)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, width=st.one_of(st.integers(1, 256), st.integers(257, 2000)))
 def test_one_uniform_number_names_one_token(seed: int, width: int) -> None:
     """The draw is the inverse of the distribution function, so that nothing else can influence it."""

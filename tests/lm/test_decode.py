@@ -20,6 +20,7 @@ from unspoken.lm.decode import (
     _linear_forward,
     _norm_forward,
     ragged_attention,
+    without_cudnn_attention,
 )
 from unspoken.lm.model import CausalLM
 
@@ -264,6 +265,22 @@ def test_step_mode_is_on_for_one_forward_only(tiny_lm: Callable[[str], CausalLM]
         faster = [n for n in linears if rows in (SWAPPED_ROWS_OF_HEAD if n == "lm_head" else SWAPPED_ROWS)]
         assert sorted(changed) == sorted(norms + faster)
     assert state_of(model) == before == ("sdpa", [], 0, False)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_cudnn_attention_is_left_out_inside_only(enabled: bool) -> None:
+    flags: Any = torch.backends.cuda
+    before = flags.cudnn_sdp_enabled()
+    flags.enable_cudnn_sdp(enabled)
+    try:
+        with without_cudnn_attention(torch.device("cpu")):
+            assert flags.cudnn_sdp_enabled() is enabled
+        with pytest.raises(KeyError), without_cudnn_attention(torch.device("cuda", 1)):
+            assert not flags.cudnn_sdp_enabled()
+            raise KeyError
+        assert flags.cudnn_sdp_enabled() is enabled
+    finally:
+        flags.enable_cudnn_sdp(before)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -278,7 +278,7 @@ class Slow:
 
 @KINDS
 @given(text=st.text(max_size=40))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_pushes_join_to_the_text(make: Callable[[], Any], text: str) -> None:
     tokens = Tokens(make())
     ids = tokens.encode(text)
@@ -288,7 +288,7 @@ def test_pushes_join_to_the_text(make: Callable[[], Any], text: str) -> None:
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece_like])
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_pushes_join_to_the_text_for_any_ids(make: Callable[[], Any], data: st.DataObject) -> None:
     """Broken characters, special tokens, anything a model can say."""
     tokens = Tokens(make())

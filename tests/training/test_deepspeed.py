@@ -17,7 +17,7 @@ import toy_run
 from toy import ToyWork
 from trainer_help import rows, same, weights
 
-from unspoken.errors import MissingExtraError
+from unspoken.errors import ConfigError, MissingExtraError
 from unspoken.training import _setup
 from unspoken.training._options import Options
 
@@ -98,6 +98,24 @@ def test_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     with pytest.raises(MissingExtraError, match="not installed") as error:
         _setup.arguments(Options(), tmp_path)
     assert "pip install deepspeed" in str(error.value)
+
+
+def test_refuses_what_it_cannot_save_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All at once, before a model is loaded."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigError) as error:
+        _setup.arguments(Options(precision="pure_bf16"), tmp_path)
+    assert len(error.value.problems) == 3
+    for word in ("stage 3", "mixed_precision bf16", "pure_bf16"):
+        assert word in str(error.value)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert _setup.deepspeed_wanted("bf16")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    assert not _setup.deepspeed_wanted("pure_bf16")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def plain(
     return ids, [X] * q + labels + row[q + c :], positions
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_as_the_plain_edit_does(data: st.DataObject) -> None:
     parts = data.draw(st.lists(st.tuples(*[st.integers(0, 6)] * 3), min_size=1, max_size=5))

@@ -91,6 +91,17 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
         assert rows(tmp_path / "whole") == rows(cut)
 
 
+def test_a_checkpoint_of_shared_out_weights_is_not_taken_for_a_plain_one(tmp_path: Path) -> None:
+    """FSDP and DeepSpeed write the optimizer otherwise: one process cannot go on from there."""
+    with pytest.raises(Stop):
+        run(tmp_path / "out", stopped_at(5)(), toy_model(), save_every=2)
+    for file in (tmp_path / "out").glob("checkpoints/*/trainer/optimizer.pt"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="written under FSDP or DeepSpeed") as error:
+        run(tmp_path / "out", Toy(), toy_model(), save_every=2)
+    assert "--resume never" in str(error.value)
+
+
 @pytest.mark.slow
 def test_resumes_after_kill(tmp_path: Path) -> None:
     script = Path(__file__).with_name("toy_run.py")

@@ -66,7 +66,6 @@ def test_no_failures(served: str, lm: CausalLM, path: str, method: str) -> None:
 
     @hypothesis.settings(
         max_examples=25,
-        deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(hypothesis.HealthCheck),

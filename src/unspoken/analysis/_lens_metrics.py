@@ -110,10 +110,10 @@ class _Final:
         probs.exp_()
         total = probs.sum(-1, keepdim=True)
         self.lse = (peak + total.log())[:, 0]
-        one = ask.top_k < 2  # argmax takes a fifth of the time of topk
-        self.top = (
-            logits.argmax(-1, keepdim=True) if one else logits.topk(ask.top_k, dim=-1).indices
-        )  # [c, k]
+        # argmax takes a fifth of the time of topk, but may choose another of several equal ones than a layer's topk.
+        compared = ask.top_k or {"agreement", "overlap"} & set(ask.metrics)
+        best = logits.topk(max(ask.top_k, 1), dim=-1).indices if compared else logits.argmax(-1, keepdim=True)
+        self.top = best  # [c, k]
         needs = {"kl", "js"} & set(ask.metrics)
         self.probs = probs.div_(total) if needs else None
         self.states = states
@@ -303,16 +303,16 @@ def measure(
     """
     layers, positions = raw.shape[:2]
     numbers = Numbers(layers, positions, ask, hidden.device)
+    if weight is not None:
+        # Half precision rounds the logits themselves, and p is in float32.
+        weight = weight[: ask.width] if weight.dtype == torch.float32 else None
+
     chunk = min(ask.rows, positions)
     for start in range(0, positions, chunk):
         stop = min(start + chunk, positions)
         states = norm(raw[-1, start:stop])
         last = unembed(states, None)
-        full = (
-            weight is not None and weight.dtype.itemsize >= 4
-        )  # half precision rounds the logits themselves
-        rows = weight[: ask.width] if weight is not None and full else None
-        final = _Final(last.float()[:, : ask.width], states, rows, ask)
+        final = _Final(last.float()[:, : ask.width], states, weight, ask)
         gold = ask.gold[start:stop]
         together = _layers_together(ask.rows, stop - start, last.element_size())
         out = kept.take(min(together, layers - 1) * (stop - start), last)

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unspoken.decoding._prompt import with_opener
+from unspoken import config
+from unspoken.discovery import STRATEGIES
 from unspoken.errors import ConfigError
 from unspoken.evaluation import stats
 from unspoken.evaluation._text import NOTHING, number, table
 from unspoken.evaluation.records import ResultRow, Run, recorded_task
 
 if TYPE_CHECKING:
+    from unspoken.decoding import Strategy
     from unspoken.lm.model import CausalLM
 
 HEADERS = (
@@ -120,7 +122,7 @@ def likelihoods(
     for run, name in zip(runs, names, strict=True):
         task = recorded_task(run)
         examples = {example.id: example for example in task.examples()}
-        opener = run.config.get("strategy", {}).get("think_open", "none")
+        strategy = _strategy(run)
         values.append({})
         tokens.append({})
         for row in run.rows:
@@ -130,8 +132,7 @@ def likelihoods(
                     f"{name}: the problem of {row.id} is not in the task's data any more.",
                     "Set UNSPOKEN_DATA to the folder whose data the run read.",
                 )
-            prompt = with_opener(lm, task.prompt(example), opener)
-            value, size = score(lm, prompt, row)
+            value, size = score(lm, strategy.prompt_ids(lm, task.prompt(example)), row)
             values[-1][row.id], tokens[-1][row.id] = value, size
             done += 1
             if on_answer is not None:
@@ -147,8 +148,16 @@ def check(runs: Sequence[Run], names: Sequence[str]) -> None:
     """
     problems = []
     for run, name in zip(runs, names, strict=True):
+        if not run.rows:
+            problems.append(f"{name}: it has no answers.")
+        if not all(row.reason for row in run.rows):
+            problems.append(f"{name}: it was not recorded how its answers ended.")
         after = sum(
-            bool(row.thinking.strip() or row.usage.latent_steps or row.usage.forced_tokens)
+            bool(
+                row.phases.get("think")
+                or row.thinking.strip()
+                or row.usage.latent_steps + row.usage.forced_tokens
+            )
             for row in run.rows
         )
         if after:
@@ -164,6 +173,14 @@ def check(runs: Sequence[Run], names: Sequence[str]) -> None:
         )
 
 
+def _strategy(run: Run) -> Strategy:
+    """The recorded strategy, which knows what it adds to a prompt."""
+    fields = dict(run.config.get("strategy", {}))
+    cls = STRATEGIES.find(fields.pop("name", ""))
+    strategy: Strategy = config.from_dict(cls, fields)
+    return strategy
+
+
 def score(lm: CausalLM, prompt: Sequence[int], row: ResultRow) -> tuple[float, int]:
     """The sum of log p of one stored answer after a prompt, in nats, and its number of tokens.
 
@@ -173,6 +190,8 @@ def score(lm: CausalLM, prompt: Sequence[int], row: ResultRow) -> tuple[float, i
     ids = lm.tokens.encode(row.text)
     ended = row.reason == "eos"
     size = len(ids) + ended
+    if ended and not lm.eos_ids:
+        raise ConfigError(f"{row.id} ended by an end token, but the model {lm.source!r} has none.")
     if not size:
         return 0.0, 0
     if lm.max_positions is not None and len(prompt) + len(ids) > lm.max_positions:

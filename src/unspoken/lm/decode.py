@@ -17,13 +17,12 @@ than the step, and each step has a column more than the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 
 from unspoken.errors import ModelError
@@ -36,7 +35,6 @@ IMPLEMENTATION = "unspoken_ragged"
 _HARMLESS = ("position_ids", "cache_position")
 SWAPPED_ROWS = range(12, 49)
 SWAPPED_ROWS_OF_HEAD = range(6, 16)
-KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 HEAD_ASPECT = 8  # a layer with this many times more outputs than inputs counts as a head
 
 Gap = tuple[int, int]
@@ -99,6 +97,19 @@ AttentionInterface.register(IMPLEMENTATION, ragged_attention)
 
 
 Forward = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def without_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """Let torch choose among its other attention kernels on a GPU; nothing on other devices."""
+    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():  # type: ignore[no-untyped-call]
+        yield
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 class StepMode:
@@ -245,9 +256,8 @@ class Decoder:
             model.eval()
         # What the head reads is the final hidden state; keeping a reference to it costs nothing.
         hook = self.lm.anatomy.head.register_forward_pre_hook(self._keep_hidden)
-        kernels = sdpa_kernel(KERNELS) if self.lm.device.type == "cuda" else nullcontext()
         try:
-            with kernels:
+            with without_cudnn_attention(self.lm.device):
                 out = model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         finally:
             hook.remove()

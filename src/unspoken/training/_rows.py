@@ -241,6 +241,7 @@ def _encode(
     chunks: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase, trail: int, dtype: type[np.integer]
 ) -> _rows_cache.Arrays:
     """Tokenise; the last `trail` ids of each row are left out."""
+    # Truncation and padding are off in it since transformers' own call, in `_wrapping`, has set them as it needs them.
     core = _rows_cache.backend(tokenizer)
     pieces, lengths = [np.zeros(0, dtype)], []
     for texts in chunks:

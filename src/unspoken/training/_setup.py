@@ -55,11 +55,12 @@ def _options(defaults: dict[str, Any], given: dict[str, Any]) -> Options:
     return Options(**{key: value for key, value in defaults.items() if key not in meant}, **given)
 
 
-def deepspeed_wanted() -> bool:
-    """Whether the launcher asks for DeepSpeed.
+def deepspeed_wanted(precision: str) -> bool:
+    """Whether the launcher asks for DeepSpeed, by the variables that `accelerate launch` sets.
 
     Raises:
         MissingExtraError: If it does, and DeepSpeed is not installed.
+        ConfigError: If it would cut up the weights or keep them in half precision.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in ("1", "t", "true", "y", "yes", "on"):
         return False
@@ -68,6 +69,17 @@ def deepspeed_wanted() -> bool:
             "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed, which is not installed.",
             "Run: DS_BUILD_OPS=0 pip install deepspeed",
         )
+    problems = []
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        problems.append("DeepSpeed's stage 3 cuts up the weights, which is not supported: use zero_stage: 2.")
+    if (mixed := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        problems.append(
+            f"mixed_precision {mixed} makes DeepSpeed keep and save the weights so: use no, and --precision bf16."
+        )
+    if precision == "pure_bf16":
+        problems.append("precision pure_bf16 does not go with DeepSpeed: use bf16 or fp32.")
+    if problems:
+        raise ConfigError(problems, "See recipes/accelerate/deepspeed_zero2.yaml, and fsdp.yaml beside it.")
     return True
 
 
@@ -76,8 +88,12 @@ def arguments(options: Options, output: Path) -> TrainingArguments:
 
     Raises:
         MissingExtraError: If the launcher asks for DeepSpeed, and it is not installed.
+        ConfigError: If it asks for what does not go with it.
     """
-    deepspeed, use_cpu = deepspeed_wanted(), options.device == "cpu" or not torch.cuda.is_available()
+    deepspeed, use_cpu = (
+        deepspeed_wanted(options.precision),
+        options.device == "cpu" or not torch.cuda.is_available(),
+    )
     if deepspeed and use_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it looks for devices by itself
     arguments = TrainingArguments(

@@ -188,14 +188,6 @@ class _Run:
                 raise ConfigError(
                     "Adapters (lora_r) and lenses are trained on one process, or on several with DDP."
                 )
-            if (
-                self.loop.is_deepspeed_enabled
-                and self.loop.accelerator.state.deepspeed_plugin.zero_stage == 3
-            ):
-                raise ConfigError(
-                    "DeepSpeed's stage 3 cuts up the weights, which is not supported.",
-                    "Use zero_stage: 2, or recipes/accelerate/fsdp.yaml.",
-                )
             if not self.loop.over:
                 self.loop.train()
             if (most := self.options.max_flops) is not None and progress.flops < most:

@@ -175,6 +175,8 @@ class Weights:
             loop._load_optimizer_and_scheduler(str(saved.folder / "trainer"))
         elif loop.is_deepspeed_enabled:
             _load_deepspeed(loop.model_wrapped, saved.folder / "trainer")
+        elif saved.optimizer is None:
+            raise ConfigError(f"{saved.folder} was written under FSDP or DeepSpeed.", _AS_BEGUN)
         else:
             assert loop.optimizer is not None
             loop.optimizer.load_state_dict(saved.optimizer)
@@ -204,18 +206,22 @@ class Weights:
                 part.reshard()
 
 
+_AS_BEGUN = "Go on as the run was begun, or begin again with --resume never."
+
+
 def _load_deepspeed(engine: Any, folder: Path) -> None:
     from deepspeed.runtime.zero.utils import (  # type: ignore[import-not-found, unused-ignore]
         ZeRORuntimeException,
     )
 
-    advice = "Go on as the run was begun, or begin again with --resume never."
     try:
         found, _ = engine.load_checkpoint(str(folder))
     except ZeRORuntimeException as error:
-        raise ConfigError(f"{folder} was written by another number of processes: {error}", advice) from error
+        raise ConfigError(
+            f"{folder} was written by another number of processes: {error}", _AS_BEGUN
+        ) from error
     if found is None:
-        raise ConfigError(f"{folder} was not written under DeepSpeed.", advice)
+        raise ConfigError(f"{folder} was not written under DeepSpeed.", _AS_BEGUN)
 
 
 def _without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
