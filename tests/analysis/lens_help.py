@@ -87,6 +87,12 @@ def plain_logits(lm: CausalLM, states: list[Tensor]) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def embed(lm: CausalLM, ids: list[int]) -> Tensor:
+    """[S, D] the vectors of some ids."""
+    with torch.no_grad():
+        return lm.embed(torch.tensor(ids))
+
+
 def plain_metrics(
     logits: Tensor, states: list[Tensor], gold: list[int], answers: list[int], k: int
 ) -> dict[str, Any]:

@@ -200,14 +200,23 @@ def _convert_into(gguf: Path, folder: Path) -> None:
         ) from error
     try:
         _convert(gguf, work)
-        work.chmod(0o755)
-        try:
-            work.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        settle(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def settle(work: Path, folder: Path) -> None:
+    """Give a folder that was written aside its final name; where another process was first, its equal one stays.
+
+    Raises:
+        OSError: If it cannot be renamed.
+    """
+    work.chmod(0o755)  # mkdtemp makes it for its owner only
+    try:
+        work.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -25,7 +25,7 @@ import transformers
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from unspoken.lm.zoo import cache_dir
+from unspoken.lm.zoo import cache_dir, settle
 
 _FORMAT = 1  # raise it when the same rows come to be written as other arrays
 # Characters of all rows from which an entry is worth its place: tokenised in 1 s (one id a word) to 2 s (GPT-2's
@@ -123,12 +123,7 @@ def save(folder: Path, arrays: Arrays) -> None:
         try:
             for name, array in zip(_FILES, contents, strict=True):
                 np.save(work / f"{name}.npy", array, allow_pickle=False)
-            work.chmod(0o755)
-            try:
-                work.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
+            settle(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         _remove_old(folder)
