@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from trainer_help import DEFAULTS, Stop, rows, run, same, stopped_at, weights
 import unspoken as un
 from unspoken.errors import ConfigError, RunError
 from unspoken.training import _checkpoints as checkpoints
+from unspoken.training import _trainer
 from unspoken.training._base import Data
 
 FSDP = Path(__file__).parents[2] / "recipes" / "accelerate" / "fsdp.yaml"
@@ -89,6 +91,23 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
         run(cut, Toy(**method), toy_model(dropout=0.1), **how)
         assert same(tmp_path / "whole", cut)
         assert rows(tmp_path / "whole") == rows(cut)
+
+
+def test_trains_from_a_source_tree_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without metadata of the package, a run once ended at its first checkpoint."""
+    found = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "unspoken":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(_trainer, "version", version)
+    run(tmp_path / "out", save_every=2)
+    provenance: Any = un.load(tmp_path / "out").provenance
+    assert provenance["versions"]["unspoken"] == un.__version__
 
 
 def test_a_checkpoint_of_shared_out_weights_is_not_taken_for_a_plain_one(tmp_path: Path) -> None:
