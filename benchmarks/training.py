@@ -43,6 +43,7 @@ from unspoken.tasks._chains import Chain
 from unspoken.tasks.multiplication import line
 from unspoken.training._base import Data, Work
 from unspoken.training._options import Options
+from unspoken.training._steps import LossModule
 from unspoken.training.internalize import Internalize
 
 hf_logging.set_verbosity_error()
@@ -126,6 +127,7 @@ def ours(
     model: nn.Module, work: Work, *, batch_size: int, lr: float = 5e-5, bf16: bool = False
 ) -> Iterator[float]:
     """The product's batches and loss in a loop as the port's; one step for each loss asked for."""
+    module = LossModule(model, work)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
     t = 0
     for epoch in count():
@@ -134,8 +136,8 @@ def ours(
             items = work.items(batch)
             batch = {name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()}
             with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16):
-                loss = work.loss(model, batch, detailed=t % 100 == 99)
-            mean = loss.total / items
+                total, _ = module(batch, t % 100 == 99)
+            mean = total / items
             mean.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -247,10 +249,11 @@ def part_gpt2(repeats: int) -> dict[str, Cell]:
     cells = {}
     for stage, (remove, start) in STAGES.items():
         work = prepare(lm, train[:256], [], start, 8)
-        lm.model.train()  # all variants train the same weights in turn, each with an AdamW of its own
+        lm.model.train()  # each one's variants train the same weights in turn, with an AdamW of their own
+        theirs = gpt2(tokenizer)
         loops = {
             f"{who}, {'bf16' if bf16 else 'fp32'}": (
-                plain.training(lm.model, rows, eos, batch_size=8, remove=remove, bf16=bf16)
+                plain.training(theirs, rows, eos, batch_size=8, remove=remove, bf16=bf16)
                 if who == "port"
                 else ours(lm.model, work, batch_size=8, bf16=bf16)
             )

@@ -4,6 +4,9 @@
     python recipes/make_zoo.py tiny-arithmetic -o runs/zoo
     python recipes/make_zoo.py --only-pack           # from runs that are there
 
+Those in the package were made when tiny models had the tanh form of GELU (their config.json says so): now the recipes
+give other weights, whose accuracies the recipes tell.
+
 Each is trained by `unspoken train` (a run that is there is gone on with), measured on its test rows, and packed
 without its logs into src/unspoken/zoo/NAME.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from unspoken.cli.evaluate import ALIASES, KINDS, EvalOptions
 from unspoken.config import load_yaml
 from unspoken.types import Example, RawText
 
+_VALUE = r"(?: (?!-)[\w.-]+)?"
+TOLD = re.compile(
+    rf"--(?:preset|schedule|mode|digits|p|n|lr-schedule|remove-[a-z-]+)(?![\w-]){_VALUE}(?: --[a-z][\w-]*{_VALUE})*"
+)
+"""Runs of flags in a comment that change what is trained."""
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
@@ -45,6 +51,20 @@ def test_training(recipe: Path) -> None:
     assert job.options.lr == values["lr"]
     assert (job.where.model, job.method.name) == (values["model"], values["method"])
     assert (job.task and job.task.name) == values.get("task")
+
+
+@pytest.mark.parametrize(
+    "recipe", [r for r in RECIPES if load_yaml(r)["command"] == "train"], ids=lambda path: path.stem
+)
+def test_flags_that_a_training_recipe_tells_go_with_it(recipe: Path) -> None:
+    lines = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    lines = [line for line in lines if not re.search("unspoken (throughput|eval)", line)]
+    told = TOLD.findall(" ".join(line.lstrip("# ") for line in lines))
+    if "Controls:" in " ".join(lines) or "Baselines:" in " ".join(lines):
+        assert any("--preset no_cot" in flags for flags in told)
+    for flags in told:
+        given = flags.rstrip(".").split()
+        train.parse(first_stage("train", ["-c", str(recipe), "-o", "x", *given], ["method"]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unspoken.errors import ModelError
 from unspoken.training._base import Batch
+from unspoken.training._kernels import float32_attention
 
 
 def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
     Returns:
         [n, P, V] in the model's dtype, with gradient if the model has.
     """
-    with _gathered(head_of(model), index), _quick_attention(model, index.device):
+    with _gathered(head_of(model), index), float32_attention(unwrapped(model), index.device):
         output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     if logits.shape[:2] != index.shape:
@@ -38,11 +39,12 @@ def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
 
 def head_of(model: nn.Module) -> nn.Module:
     """The language-model head inside all wrappers, as it is called now."""
-    head: nn.Module = _unwrapped(model).get_output_embeddings()
+    head: nn.Module = unwrapped(model).get_output_embeddings()
     return head
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: nn.Module) -> Any:
+    """The language model inside all wrappers."""
     inner: Any = model
     while not hasattr(inner, "get_output_embeddings"):
         wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
@@ -50,28 +52,6 @@ def _unwrapped(model: nn.Module) -> Any:
             raise ModelError(f"{type(model).__name__} has no language-model head.")
         inner = wrapped
     return inner
-
-
-@contextmanager
-def _quick_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Attention by plain matrix products while training in bfloat16 on a CPU.
-
-    There the backward of torch's fused attention takes five times as long on rows of 70 tokens, and twice as
-    long as the whole rest of a tiny model (torch 2.13). Checkpointed layers run again outside of this, so they
-    keep what they have.
-    """
-    inner = _unwrapped(model)
-    bf16 = torch.is_autocast_enabled("cpu") or inner.dtype == torch.bfloat16
-    now = getattr(inner.config, "_attn_implementation", None)
-    plain = device.type == "cpu" and bf16 and now == "sdpa" and torch.is_grad_enabled()
-    if not plain or getattr(inner.base_model, "gradient_checkpointing", False):
-        yield
-        return
-    inner.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        inner.config._attn_implementation = now
 
 
 @contextmanager

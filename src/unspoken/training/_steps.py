@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unspoken.training._base import Batch, Loss, Work
+from unspoken.training._kernels import fuse_gelu
 
 
 @dataclass
@@ -55,6 +56,7 @@ class LossModule(nn.Module):
 
     def __init__(self, model: nn.Module, work: Work) -> None:
         super().__init__()
+        fuse_gelu(model)
         self.model = model
         self.work = work
         self.config = model.config

@@ -1,0 +1,115 @@
+"""Faster kernels compute the same functions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from toy import Toy, toy_data, toy_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.activations import NewGELUActivation
+
+from unspoken.training import _kernels
+from unspoken.training._options import Options
+from unspoken.training._scored import scored_logits
+from unspoken.training._steps import LossModule
+
+
+def gpt2() -> Any:
+    return toy_model().model
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=14, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=16, bos_token_id=None, eos_token_id=1,
+        )
+    )  # fmt: skip
+
+
+def gradients(model: Any, bf16: bool, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    model = copy.deepcopy(model).train()
+    index = torch.tensor([[2, 4, 5], [0, 3, 5]])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        logits = scored_logits(model, index, **inputs)
+    logits.float().log_softmax(-1)[..., 3].sum().backward()
+    return {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_attention_of_bfloat16_training_is_that_of_float32(
+    make: Any, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    inputs = {"input_ids": torch.tensor([[2, 3, 4, 5, 6, 7], [7, 2, 9, 4, 3, 2]])}
+    if padded:
+        inputs["attention_mask"] = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    seen = []
+    inner = _kernels.sdpa_attention_forward
+
+    def watch(module: nn.Module, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(query.dtype)
+        return inner(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(_kernels, "sdpa_attention_forward", watch)
+    exact = gradients(model, False, **inputs)
+    assert not seen, "float32 needs no help"
+    ours = gradients(model, True, **inputs)
+    assert seen == [torch.float32] * model.config.num_hidden_layers
+    assert model.config._attn_implementation == "sdpa"
+    assert ours.keys() == exact.keys()
+    for name in exact:
+        assert torch.allclose(ours[name], exact[name], atol=0.02, rtol=0.05), name
+
+
+def test_attention_is_left_alone_where_it_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt2().bfloat16()
+    index, ids = torch.tensor([[1]]), torch.tensor([[2, 3]])
+    used = []
+    inner = _kernels.sdpa_attention_forward
+    monkeypatch.setattr(_kernels, "sdpa_attention_forward", lambda *a, **k: used.append(1) or inner(*a, **k))
+    with torch.no_grad():
+        scored_logits(model, index, input_ids=ids)
+    assert not used
+    model.activation_checkpointing_enable()
+    scored_logits(model.train(), index, input_ids=ids)
+    assert not used
+    model.activation_checkpointing_disable()
+    out = scored_logits(model, index, input_ids=ids)
+    assert used and out.dtype == torch.bfloat16
+
+
+def test_a_failing_forward_leaves_the_attention_as_it_was() -> None:
+    model = gpt2().bfloat16().train()
+    with pytest.raises(IndexError):
+        scored_logits(model, torch.tensor([[1]]), input_ids=torch.tensor([[2, 99]]))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_gelu_of_gpt2_becomes_one_kernel_with_the_same_values_and_gradients() -> None:
+    lm = toy_model()
+    plain = copy.deepcopy(lm.model)
+    assert type(plain.transformer.h[0].mlp.act) is NewGELUActivation
+    work = Toy().prepare(lm, toy_data(), Options(batch_size=4))
+    module = LossModule(lm.model, work)
+    assert type(lm.model.transformer.h[0].mlp.act) is nn.GELU
+    assert lm.model.config.activation_function == "gelu_new"  # what is saved says what it was
+    batch = work.batch(0, torch.arange(4), torch.Generator().manual_seed(0))
+    total, _ = module(batch, False)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = work.loss(plain, batch, detailed=False).total
+    assert torch.allclose(total, expected, rtol=1e-6)
+    total.backward()
+    expected.backward()
+    for ours, theirs in zip(lm.model.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+    x = torch.linspace(-6, 6, 4001)
+    assert torch.allclose(nn.GELU(approximate="tanh")(x), NewGELUActivation()(x), atol=1e-6, rtol=1e-5)
