@@ -11,8 +11,8 @@ In a step three things are switched on for a single forward and off again after 
 * root-mean-square norms as one kernel, where that gives what the model's own module gives.
 
 On a GPU cuDNN's attention is left out: it makes a plan for every new number of rows and columns, and each step has a
-column more than the last. On an H100 (1.5 billion parameters, bfloat16) the first 48 steps at batch 1, 8 and 32 took 3.9,
-6.8 and 3.7 s with it, where it ran first, and 0.8 to 0.9 s without; in later runs both took 0.8 to 1.3 s.
+column more than the last. On an H100 (1.5 billion parameters, bfloat16) the first 48 steps at batch 1, 8 and 32 took
+3.9, 6.8 and 3.7 s with it, where it ran first, and 0.8 to 0.9 s without; in later runs both took 0.8 to 1.3 s.
 """
 
 from __future__ import annotations
