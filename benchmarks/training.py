@@ -91,7 +91,7 @@ def gpt2_tokenizer() -> Any:
     )
 
 
-def gpt2(tokenizer: Any, **shape: int) -> GPT2LMHeadModel:
+def gpt2(tokenizer: Any, **shape: Any) -> GPT2LMHeadModel:
     """A random GPT-2 without dropout, otherwise as transformers configures it; small unless `shape` says less."""
     eos = tokenizer.eos_token_id
     config = GPT2Config(
@@ -219,6 +219,13 @@ def part_tiny(repeats: int) -> dict[str, Cell]:
                 ),
                 "port, bf16": plain.training(
                     gpt2(lm.tokenizer, **shape), rows, eos, batch_size=32, remove=remove, bf16=True
+                ),
+                "port with our GELU, fp32": plain.training(
+                    gpt2(lm.tokenizer, **shape, activation_function=lm.model.config.activation_function),
+                    rows,
+                    eos,
+                    batch_size=32,
+                    remove=remove,
                 ),
                 "ours, fp32": ours(lm.model, work, batch_size=32),
                 "ours, bf16": ours(tiny(train).model.train(), work, batch_size=32, bf16=True),

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from toy import Toy, toy_data, toy_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.activations import NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unspoken.training import _kernels
 from unspoken.training._options import Options
@@ -19,16 +20,38 @@ from unspoken.training._scored import scored_logits
 from unspoken.training._steps import LossModule
 
 
+def large(model: Any) -> Any:
+    """Weights so large that attention is far from uniform."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(std=0.2, generator=torch.Generator().manual_seed(weight.numel()))
+    return model
+
+
 def gpt2() -> Any:
-    return toy_model().model
+    return large(toy_model().model)
+
+
+def falcon() -> Any:
+    """It looks into its configuration for "sdpa", and keeps its own attention."""
+    return large(
+        FalconForCausalLM(
+            FalconConfig(
+                vocab_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, hidden_dropout=0.0,
+                attention_dropout=0.0, bos_token_id=0, eos_token_id=1,
+            )
+        )
+    )  # fmt: skip
 
 
 def llama() -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=14, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=16, bos_token_id=None, eos_token_id=1,
+    return large(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=14, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, max_position_embeddings=16, bos_token_id=None, eos_token_id=1,
+            )
         )
     )  # fmt: skip
 
@@ -43,7 +66,7 @@ def gradients(model: Any, bf16: bool, **inputs: torch.Tensor) -> dict[str, torch
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("make", [gpt2, llama, falcon])
 def test_attention_of_bfloat16_training_is_that_of_float32(
     make: Any, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,11 +85,10 @@ def test_attention_of_bfloat16_training_is_that_of_float32(
     exact = gradients(model, False, **inputs)
     assert not seen, "float32 needs no help"
     ours = gradients(model, True, **inputs)
-    assert seen == [torch.float32] * model.config.num_hidden_layers
-    assert model.config._attn_implementation == "sdpa"
+    assert seen == ([] if make is falcon else [torch.float32] * model.config.num_hidden_layers)
     assert ours.keys() == exact.keys()
     for name in exact:
-        assert torch.allclose(ours[name], exact[name], atol=0.02, rtol=0.05), name
+        assert (ours[name] - exact[name]).norm() <= 0.05 * exact[name].norm() + 1e-5, name
 
 
 def test_attention_is_left_alone_where_it_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +112,7 @@ def test_a_failing_forward_leaves_the_attention_as_it_was() -> None:
     model = gpt2().bfloat16().train()
     with pytest.raises(IndexError):
         scored_logits(model, torch.tensor([[1]]), input_ids=torch.tensor([[2, 99]]))
-    assert model.config._attn_implementation == "sdpa"
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
 
 
 def test_gelu_of_gpt2_becomes_one_kernel_with_the_same_values_and_gradients() -> None:
@@ -103,13 +125,19 @@ def test_gelu_of_gpt2_becomes_one_kernel_with_the_same_values_and_gradients() ->
     assert lm.model.config.activation_function == "gelu_new"  # what is saved says what it was
     batch = work.batch(0, torch.arange(4), torch.Generator().manual_seed(0))
     total, _ = module(batch, False)
-    with sdpa_kernel(SDPBackend.MATH):
-        expected = work.loss(plain, batch, detailed=False).total
+    expected = work.loss(plain, batch, detailed=False).total
     assert torch.allclose(total, expected, rtol=1e-6)
     total.backward()
     expected.backward()
     for ours, theirs in zip(lm.model.parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
-    x = torch.linspace(-6, 6, 4001)
-    assert torch.allclose(nn.GELU(approximate="tanh")(x), NewGELUActivation()(x), atol=1e-6, rtol=1e-5)
+    wide = torch.linspace(-6, 6, 4001)
+    found = []
+    for model in (lm.model, plain):
+        x = wide.clone().requires_grad_()
+        y = model.transformer.h[0].mlp.act(x)
+        y.sum().backward()
+        found.append((y.detach(), x.grad))
+    for ours, theirs in zip(*found, strict=True):  # the exact function is 0.0005 off
+        assert torch.allclose(ours, theirs, atol=1e-5)

@@ -349,3 +349,14 @@ def test_a_run_goes_on_when_the_model_that_it_began_with_has_moved(tmp_path: Pat
     # A run that ends in the folder it began with is finished all the same.
     go(moved, moved)
     assert go(moved, moved).already_finished
+
+
+def test_a_run_of_a_model_with_another_activation_is_not_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(tmp_path, stopped_at(4)(), toy_model(), save_every=2)
+    for path in tmp_path.glob("checkpoints/step-*/config.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace("gelu_new", "gelu"), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match="activation_function gelu; the same settings now make one with gelu_new"
+    ):
+        run(tmp_path, Toy(), toy_model(), save_every=2)

@@ -161,7 +161,18 @@ class Weights:
         return Saved(folder, weights, progress, optimizer)
 
     def load(self, saved: Saved) -> None:
-        """Put the weights of a checkpoint into the model."""
+        """Put the weights of a checkpoint into the model.
+
+        Raises:
+            ConfigError: If the model they come from had another activation, as tiny models of older versions do.
+        """
+        path, key = saved.folder / "config.json", "activation_function"
+        old = json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
+        if old is not None and old != (new := getattr(self.model.config, key, old)):
+            raise ConfigError(
+                f"{saved.folder} is of a model with {key} {old}; the same settings now make one with {new}.",
+                "Begin in another folder (-o), or go on with the version that it was begun with.",
+            )
         if self.adapted is not None:
             from peft import set_peft_model_state_dict
 
