@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import nn
 from toy import Toy, toy_data, toy_model
-from transformers import FalconConfig, FalconForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    FalconConfig,
+    FalconForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from unspoken.training import _kernels
 from unspoken.training._options import Options
 from unspoken.training._scored import scored_logits
 from unspoken.training._steps import LossModule
@@ -65,6 +70,18 @@ def gradients(model: Any, bf16: bool, **inputs: torch.Tensor) -> dict[str, torch
     return {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes of the queries that reach transformers' attention."""
+    seen: list[torch.dtype] = []
+
+    def watch(module: nn.Module, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(query.dtype)
+        return sdpa_attention_forward(module, query, *args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", watch)
+    return seen
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("make", [gpt2, llama, falcon])
 def test_attention_of_bfloat16_training_is_that_of_float32(
@@ -74,16 +91,8 @@ def test_attention_of_bfloat16_training_is_that_of_float32(
     inputs = {"input_ids": torch.tensor([[2, 3, 4, 5, 6, 7], [7, 2, 9, 4, 3, 2]])}
     if padded:
         inputs["attention_mask"] = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    seen = []
-    inner = _kernels.sdpa_attention_forward
-
-    def watch(module: nn.Module, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(query.dtype)
-        return inner(module, query, *args, **kwargs)
-
-    monkeypatch.setattr(_kernels, "sdpa_attention_forward", watch)
     exact = gradients(model, False, **inputs)
-    assert not seen, "float32 needs no help"
+    seen = watched(monkeypatch)
     ours = gradients(model, True, **inputs)
     assert seen == ([] if make is falcon else [torch.float32] * model.config.num_hidden_layers)
     assert ours.keys() == exact.keys()
@@ -94,18 +103,16 @@ def test_attention_of_bfloat16_training_is_that_of_float32(
 def test_attention_is_left_alone_where_it_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gpt2().bfloat16()
     index, ids = torch.tensor([[1]]), torch.tensor([[2, 3]])
-    used = []
-    inner = _kernels.sdpa_attention_forward
-    monkeypatch.setattr(_kernels, "sdpa_attention_forward", lambda *a, **k: used.append(1) or inner(*a, **k))
+    seen = watched(monkeypatch)
     with torch.no_grad():
         scored_logits(model, index, input_ids=ids)
-    assert not used
     model.activation_checkpointing_enable()
     scored_logits(model.train(), index, input_ids=ids)
-    assert not used
+    assert seen == [torch.bfloat16] * 2
     model.activation_checkpointing_disable()
     out = scored_logits(model, index, input_ids=ids)
-    assert used and out.dtype == torch.bfloat16
+    assert seen[2:] == [torch.float32]
+    assert out.dtype == torch.bfloat16
 
 
 def test_a_failing_forward_leaves_the_attention_as_it_was() -> None:

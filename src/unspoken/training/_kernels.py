@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.activations import NewGELUActivation
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def fuse_gelu(model: nn.Module) -> None:
@@ -31,7 +32,8 @@ def float32_attention(model: Any, device: torch.device) -> Iterator[None]:
 
     There it takes two to five times as long in bfloat16 as in float32 with casts (torch 2.13; 32 rows of 105 and of
     32 tokens, 4 heads of 32), most of it in the backward. The model's configuration is left alone: some models look
-    there for "sdpa" and do other things without it.
+    there for "sdpa" and do other things without it. What is registered under that name is replaced meanwhile, for the
+    whole process.
 
     Args:
         model: A transformers model. Checkpointed layers run again outside of this, so they keep what they have.
@@ -42,20 +44,25 @@ def float32_attention(model: Any, device: torch.device) -> Iterator[None]:
     if not slow or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         yield
         return
-    AttentionInterface.register("sdpa", _attention)
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    AttentionInterface.register("sdpa", partial(_attention, before))
     try:
         yield
     finally:
-        AttentionInterface.register("sdpa", sdpa_attention_forward)
+        AttentionInterface.register("sdpa", before)
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
+    inner: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
     with torch.autocast(query.device.type, enabled=False):
-        out, _ = sdpa_attention_forward(
-            module, query.float(), key.float(), value.float(), attention_mask, **others
-        )
+        out, _ = inner(module, query.float(), key.float(), value.float(), attention_mask, **others)
     return out.to(query.dtype), None

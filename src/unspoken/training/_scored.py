@@ -25,7 +25,7 @@ def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
     Returns:
         [n, P, V] in the model's dtype, with gradient if the model has.
     """
-    with _gathered(head_of(model), index), float32_attention(unwrapped(model), index.device):
+    with _gathered(head_of(model), index), float32_attention(_unwrapped(model), index.device):
         output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     if logits.shape[:2] != index.shape:
@@ -39,12 +39,11 @@ def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
 
 def head_of(model: nn.Module) -> nn.Module:
     """The language-model head inside all wrappers, as it is called now."""
-    head: nn.Module = unwrapped(model).get_output_embeddings()
+    head: nn.Module = _unwrapped(model).get_output_embeddings()
     return head
 
 
-def unwrapped(model: nn.Module) -> Any:
-    """The language model inside all wrappers."""
+def _unwrapped(model: nn.Module) -> Any:
     inner: Any = model
     while not hasattr(inner, "get_output_embeddings"):
         wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
