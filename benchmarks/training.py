@@ -4,11 +4,11 @@
     python benchmarks/training.py --parts tiny --repeats 5
     python benchmarks/training.py --parts tiny gpt2 --device cuda
 
-Every figure is a ratio from one interleaved run: the variants of a cell take turns. The ratio is of their best
-rounds; the range beside it is that of the rounds taken in pairs, and shows how quiet the machine was. Parts:
+Every figure is a ratio from one interleaved run: the variants of a cell take turns. The ratio is of their median
+rounds; the range beside it is that of the middle half of the rounds taken in pairs. Parts:
 
     tiny      whole optimizer steps of 2 layers of width 128, batch 32: 4x4 multiplication and modsum rows, with
-              the whole chain of thought and with none of it
+              the whole chain of thought and with none of it; five rounds for each that is asked for
     gpt2      the same for GPT-2-small shapes with GPT-2's vocabulary, 4x4 rows, batch 8
     run       a whole short run: rows, training, checkpoint; `unspoken.train` against the port's own loop
     evaluate  exact match of held-out rows, with nothing left of the chain of thought and with all of it
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import _plain_icot as plain
@@ -128,7 +129,7 @@ def ours(
 ) -> Iterator[float]:
     """The product's batches and loss in a loop as the port's; one step for each loss asked for."""
     module = LossModule(model, work)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+    optimizer = torch.optim.AdamW(module.trained, lr=lr, fused=True)
     t = 0
     for epoch in count():
         for rows in work.plan(epoch, batch_size, seed=0):
@@ -139,9 +140,9 @@ def ours(
                 total, _ = module(batch, t % 100 == 99)
             mean = total / items
             mean.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(module.trained, 1.0)
             optimizer.step()
-            optimizer.zero_grad()
+            module.zero_grad()
             t += 1
             yield mean.item()
 
@@ -178,12 +179,13 @@ def interleave(variants: dict[str, Callable[[], int]], repeats: int) -> Cell:
     rates = {name: [rows[name] / s for s in taken] for name, taken in seconds.items()}
     result = {}
     for name, rate in rates.items():
-        paired = [a / b for a, b in zip(rate, rates[base], strict=True)]
+        paired = sorted(a / b for a, b in zip(rate, rates[base], strict=True))
+        quarter = len(paired) // 4
         result[name] = {
-            "examples_per_s": max(rate),
-            "ratio": max(rate) / max(rates[base]),
-            "ratio_min": min(paired),
-            "ratio_max": max(paired),
+            "examples_per_s": median(rate),
+            "ratio": median(rate) / median(rates[base]),
+            "ratio_from": paired[quarter],
+            "ratio_to": paired[-1 - quarter],
             "seconds": seconds[name],
         }
     return result
@@ -194,7 +196,7 @@ def show(title: str, cell: Cell) -> None:
     for name, r in cell.items():
         print(
             f"  {name:<30} {r['examples_per_s']:9.1f} examples/s   ratio {r['ratio']:5.2f} "
-            f"[{r['ratio_min']:.2f}, {r['ratio_max']:.2f}]",
+            f"[{r['ratio_from']:.2f}, {r['ratio_to']:.2f}]",
             flush=True,
         )
 
@@ -240,7 +242,7 @@ def part_tiny(repeats: int) -> dict[str, Cell]:
                 )
             variants = {name: steps(loop, 32, 1 if "GPT-2" in name else 5) for name, loop in loops.items()}
             name = f"{task}, {stage}"
-            cells[name] = interleave(variants, repeats)
+            cells[name] = interleave(variants, 5 * repeats)
             show(f"tiny, {name}, batch 32", cells[name])
     return cells
 

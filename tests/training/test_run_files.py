@@ -129,4 +129,4 @@ def test_it_is_what_batches_hold(fields: dict[str, Any]) -> None:
         work.batch(t, torch.arange(24), torch.Generator().manual_seed(t))["input_ids"].shape[1]
         for t in range(2)
     ]
-    assert max(widths) == longest
+    assert max(widths) == longest - 1  # the end of a row is predicted, not read

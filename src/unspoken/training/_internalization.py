@@ -286,6 +286,10 @@ class InternalizationWork(Work):
             width = max(1, int(edited.lengths.masked_fill(skipped, 0).max()))
             edited.labels.masked_fill_(skipped[:, None], IGNORE)
         index, targets = supervised(edited)
+        if index.numel():
+            width = min(
+                width, int(index.max()) + 1
+            )  # nobody reads what follows the last token, the end of a row
         batch = {"input_ids": edited.ids[:, :width], "index": index, "targets": targets}
         if edited.position_ids is not None:
             batch["position_ids"] = edited.position_ids[:, :width]

@@ -36,12 +36,12 @@ def float32_attention(model: Any, device: torch.device) -> Iterator[None]:
     whole process.
 
     Args:
-        model: A transformers model. Checkpointed layers run again outside of this, so they keep what they have.
+        model: A transformers model without checkpointed layers, which would run again outside of this.
         device: Of the batch.
     """
     bf16 = torch.is_autocast_enabled("cpu") or model.dtype == torch.bfloat16
     slow = device.type == "cpu" and bf16 and torch.is_grad_enabled()
-    if not slow or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if not slow:
         yield
         return
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unspoken.errors import ModelError
 from unspoken.training._base import Batch
+from unspoken.training._forwards import direct_forward
 from unspoken.training._kernels import float32_attention
 
 
@@ -25,7 +26,16 @@ def scored_logits(model: nn.Module, index: Tensor, **inputs: Tensor) -> Tensor:
     Returns:
         [n, P, V] in the model's dtype, with gradient if the model has.
     """
-    with _gathered(head_of(model), index), float32_attention(_unwrapped(model), index.device):
+    inner, head = _unwrapped(model), head_of(model)
+    direct = direct_forward(model) if index.numel() else None
+    if direct is not None:
+        with float32_attention(inner, index.device):
+            states = direct(
+                index, inputs["input_ids"], inputs.get("position_ids"), inputs.get("attention_mask")
+            )
+        return head(states)  # type: ignore[no-any-return]
+    again = any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+    with nullcontext() if again else float32_attention(inner, index.device), _gathered(head, index):
         output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     if logits.shape[:2] != index.shape:
