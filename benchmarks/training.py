@@ -8,7 +8,7 @@ Every figure is a ratio from one interleaved run: the variants of a cell take tu
 rounds; the range beside it is that of the middle half of the rounds taken in pairs. Parts:
 
     tiny      whole optimizer steps of 2 layers of width 128, batch 32: 4x4 multiplication and modsum rows, with
-              the whole chain of thought and with none of it; five rounds for each that is asked for
+              the whole chain of thought and with none of it; turns of 20 steps, two rounds for each asked for
     gpt2      the same for GPT-2-small shapes with GPT-2's vocabulary, 4x4 rows, batch 8
     run       a whole short run: rows, training, checkpoint; `unspoken.train` against the port's own loop
     evaluate  exact match of held-out rows, with nothing left of the chain of thought and with all of it
@@ -240,9 +240,9 @@ def part_tiny(repeats: int) -> dict[str, Cell]:
                     batch_size=32,
                     remove=remove,
                 )
-            variants = {name: steps(loop, 32, 1 if "GPT-2" in name else 5) for name, loop in loops.items()}
+            variants = {name: steps(loop, 32, 1 if "GPT-2" in name else 20) for name, loop in loops.items()}
             name = f"{task}, {stage}"
-            cells[name] = interleave(variants, 5 * repeats)
+            cells[name] = interleave(variants, 2 * repeats)
             show(f"tiny, {name}, batch 32", cells[name])
     return cells
 

@@ -71,7 +71,7 @@ def direct_forward(model: Any) -> Forward | None:
         return None
     blocks, usual, forward = kind
     for block in getattr(model.base_model, blocks):
-        if type(block) is not usual or block.gradient_checkpointing or "forward" in vars(block):
+        if "forward" in vars(block) or block.gradient_checkpointing or type(block) is not usual:
             return None
 
     def states(index: Tensor, ids: Tensor, positions: Tensor | None, attention_mask: Tensor | None) -> Tensor:
